@@ -1,0 +1,377 @@
+"""One run on disk, and the only logger: what was asked for, what happened, and a progress line while it happens.
+
+    out/run.json            resolved config, the identity that a resume must match, its fingerprint
+    out/environment.json    versions, machine, commit
+    out/metrics.jsonl       one object per logged step
+    out/samples.jsonl       texts drawn on the way
+    out/events.jsonl        one object per remark (resumed, stopped early, ...)
+    out/finished.json       written last
+
+    with Run(out, config, identity=identity, total=100, sinks=[tensorboard_sink(out)]) as run:
+        if run.finished: ...
+        run.truncate(checkpoint_step)                     # lines after the checkpoint are rewritten
+        with run.progress(100, "sft") as bar:
+            bar.update(step, loss=2.3, tokens=4096); run.log(step, {"loss": 2.3})
+        run.finish({"loss": 2.1})
+
+The run's own file is run.json, since config.json in the same folder is the model's.
+Left out: checkpoints (`trueline.train`), reports (`trueline.evals`).
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import json
+import math
+import os
+import platform
+import struct
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Self
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
+
+from trueline.store import canonical_json, fingerprint, write_atomic
+
+Sink = Callable[[int, Mapping[str, float]], None]
+
+
+class Run:
+    """A run folder, opened by one process at a time. Opening it again with the same identity resumes it."""
+
+    def __init__(
+        self,
+        folder: str | Path,
+        config: Mapping[str, Any],
+        *,
+        identity: Mapping[str, Any] | None = None,
+        total: int | None = None,
+        sinks: Sequence[Sink] = (),
+        console: Console | None = None,
+    ):
+        """`config` is everything that was resolved; `identity` (default: config) the part that a resume may not change.
+        `total` is the number of steps asked for: a finished run that is asked for more is not finished any longer."""
+        self.folder = Path(folder)
+        self.config = config
+        self.identity = config if identity is None else identity
+        self.fingerprint = fingerprint(self.identity)
+        self.total = total
+        self.sinks = list(sinks)
+        self.console = console or Console(stderr=True)
+        known = self.folder / "run.json"
+        if (self.folder / "config.json").exists() and not known.exists():
+            raise ValueError(f"{self.folder} holds a model that no run of ours wrote; choose another --out")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._lock: int | None = _lock(self.folder)
+        try:
+            self.resumed = known.exists()
+            if self.resumed:
+                _refuse_difference(self.folder, read_json(known)["identity"], self.identity)
+            self._describe(known)
+        except BaseException:
+            self.close()
+            raise
+
+    def _describe(self, known: Path) -> None:
+        about = {"config": self.config, "identity": self.identity, "fingerprint": self.fingerprint, "total": self.total}
+        write_atomic(known, json.dumps(json.loads(canonical_json(about)), indent=2, ensure_ascii=False) + "\n")
+        now, path = environment(), self.folder / "environment.json"
+        if path.exists():
+            before = flatten(read_json(path))
+            changed = [f"{k} {before.get(k)} -> {v}" for k, v in flatten(now).items() if before.get(k) != v]
+            if changed:
+                self.event("resumed in another environment: " + "; ".join(changed))
+        write_atomic(path, json.dumps(now, indent=2) + "\n")
+
+    @property
+    def finished(self) -> bool:
+        """True when this run ended, and no more steps are asked for now than then."""
+        path = self.folder / "finished.json"
+        if not path.exists():
+            return False
+        then = read_json(path)["total"]
+        return self.total is None or (then is not None and self.total <= then)
+
+    def log(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """Append one line of numbers (anything float() takes) to metrics.jsonl and hand it to every sink."""
+        numbers = {name: float(value) for name, value in metrics.items()}
+        finite = {name: value if math.isfinite(value) else None for name, value in numbers.items()}  # JSON has no NaN
+        self._append("metrics.jsonl", {"step": step, "time": round(time.time(), 3), **finite})
+        for sink in self.sinks:
+            sink(step, numbers)
+
+    def sample(self, step: int, sample: Mapping[str, Any], *, show: bool = True) -> None:
+        """Keep a drawn text, {"prompt": ..., "response": ...} or alike, and show it."""
+        self._append("samples.jsonl", {"step": step, **sample})
+        if show:
+            lines = [f"[bold]{escape(name)}[/bold] {escape(str(value))}" for name, value in sample.items()]
+            self.console.print(f"[dim]step {step}[/dim]\n" + "\n".join(lines), highlight=False)
+
+    def event(self, text: str) -> None:
+        """Say something and keep it."""
+        self._append("events.jsonl", {"time": datetime.now(UTC).isoformat(timespec="seconds"), "event": text})
+        self.console.print(escape(text), highlight=False)
+
+    def truncate(self, step: int) -> None:
+        """Forget metrics and samples after this step: a resumed run writes them again."""
+        for name in ("metrics.jsonl", "samples.jsonl"):
+            path = self.folder / name
+            if path.exists():
+                kept = [row for row in read_lines(path) if row["step"] <= step]
+                write_atomic(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept))
+
+    @contextmanager
+    def progress(self, total: int, description: str = "", *, start: int = 0) -> Iterator[Bar]:
+        """A progress bar on the run's console."""
+        with Bar(total, description, start=start, console=self.console) as bar:
+            yield bar
+
+    def finish(self, summary: Mapping[str, Any] | None = None) -> None:
+        """Mark the run as finished."""
+        about = {"total": self.total, "fingerprint": self.fingerprint, **(summary or {})}
+        write_atomic(self.folder / "finished.json", json.dumps(about, indent=2, ensure_ascii=False) + "\n")
+
+    def close(self) -> None:
+        """Let another process open the folder."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def _append(self, name: str, row: Mapping[str, Any]) -> None:
+        with open(self.folder / name, "a", encoding="utf-8", newline="\n") as file:
+            file.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def _refuse_difference(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """One sentence about the first field whose value is not what the run was started with."""
+    old, new = flatten(json.loads(canonical_json(before))), flatten(json.loads(canonical_json(now)))
+    for name in [*new, *(name for name in old if name not in new)]:
+        was, is_now = (canonical_json(side[name]) if name in side else "absent" for side in (old, new))
+        if was != is_now:
+            was, is_now = (text if len(text) <= 60 else text[:57] + "..." for text in (was, is_now))
+            raise ValueError(
+                f"{folder} was started with {name} = {was}, and this command has {name} = {is_now}: "
+                f"give {name} its old value to resume, or choose another --out"
+            )
+
+
+def flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"a": {"b": 1}} -> {"a.b": 1}."""
+    flat: dict[str, Any] = {}
+    for name, value in nested.items():
+        if isinstance(value, Mapping) and value:
+            flat |= flatten(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = value
+    return flat
+
+
+def _lock(folder: Path) -> int:
+    """Hold run.lock until the process ends. The kernel releases it however the process ends: it never goes stale."""
+    handle = os.open(folder / "run.lock", os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        if sys.platform == "win32":
+            import msvcrt
+
+            msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)
+        else:
+            import fcntl
+
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(handle)
+        raise ValueError(f"{folder} is in use by another process: wait for it, or choose another --out") from None
+    return handle
+
+
+def read_json(path: str | Path) -> Any:
+    return json.loads(Path(path).read_text(encoding="utf-8"))
+
+
+def read_lines(path: str | Path) -> list[dict[str, Any]]:
+    """The objects of a JSONL file of a run; a last line that a crash left unfinished is not one."""
+    with open(path, encoding="utf-8", newline="\n") as file:
+        lines = file.read().split("\n")
+    return [json.loads(line) for line in lines[:-1] if line]
+
+
+def environment() -> dict[str, Any]:
+    """What a result may depend on beside its config."""
+    names = ("trueline", "torch", "numpy", "transformers", "tokenizers", "safetensors")
+    versions: dict[str, str | None] = {}
+    for name in names:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            versions[name] = None
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "machine": platform.machine(),
+        "cores": os.cpu_count(),
+        "versions": versions,
+        "commit": commit(Path(__file__).parent),
+    }
+
+
+def commit(folder: Path) -> str | None:
+    """The git commit of our source, "+" appended when it was edited; None outside a checkout or without git."""
+
+    def git(*words: str) -> str:
+        command = ["git", "-C", str(folder), *words]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+
+    try:
+        git("ls-files", "--error-unmatch", "run.py")  # an installed copy may lie inside somebody else's checkout
+        edited = git("status", "--porcelain", "--untracked-files=no", ".")
+        return git("rev-parse", "HEAD") + ("+" if edited else "")
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+class Bar:
+    """Steps done, loss, tokens per second and time left: a live bar on a terminal, else a line every `seconds`."""
+
+    def __init__(
+        self,
+        total: int,
+        description: str = "",
+        *,
+        start: int = 0,
+        console: Console | None = None,
+        seconds: float = 10.0,
+        clock: Callable[[], float] = time.monotonic,
+    ):
+        self.total, self.description, self.start = total, description, start
+        self.console = console or Console(stderr=True)
+        self.seconds, self.clock = seconds, clock
+        self._live: Progress | None = None
+        self._task = TaskID(0)
+
+    def __enter__(self) -> Self:
+        self._began = self._printed = self.clock()
+        self._recent: deque[tuple[float, int]] = deque([(self._began, 0)], maxlen=64)  # (time, tokens so far)
+        if self.console.is_terminal:
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[status]}"),
+            )
+            self._live = Progress(*columns, console=self.console)
+            self._live.start()
+            self._task = self._live.add_task(self.description, total=self.total, completed=self.start, status="")
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    def update(self, step: int, *, loss: float | None = None, tokens: int = 0, note: str = "") -> None:
+        """`step` steps are done; `tokens` were worked on since the last call."""
+        now = self.clock()
+        self._recent.append((now, self._recent[-1][1] + tokens))
+        status = self._status(step, now, loss, note)
+        if self._live is not None:
+            self._live.update(self._task, completed=step, status=escape(status))
+        elif now - self._printed >= self.seconds or step == self.total:
+            self._printed = now
+            self.console.print(
+                f"{self.description} {step}/{self.total}  {status}".strip(), highlight=False, markup=False
+            )
+
+    def _status(self, step: int, now: float, loss: float | None, note: str) -> str:
+        parts = [] if loss is None else [f"loss {loss:.4g}"]
+        (first_time, first_tokens), (_, last_tokens) = self._recent[0], self._recent[-1]
+        if last_tokens > first_tokens and now > first_time:
+            parts.append(f"{(last_tokens - first_tokens) / (now - first_time):,.0f} tok/s")
+        done = step - self.start
+        if done > 0 and step < self.total:
+            left = round((now - self._began) / done * (self.total - step))
+            hours, minutes = divmod(left // 60, 60)
+            parts.append(f"left {hours}:{minutes:02}:{left % 60:02}" if hours else f"left {minutes}:{left % 60:02}")
+        return "  ".join([*parts, note] if note else parts)
+
+
+def tensorboard_sink(folder: str | Path) -> Sink:
+    """Event files for TensorBoard in `folder`/tensorboard: protobuf Events framed by length and crc32c, written here so that
+    no package is needed. After a resume, TensorBoard drops what it had read from that step on."""
+    path: Path | None = None
+    table = [_crc_entry(byte) for byte in range(256)]
+
+    def framed(event: bytes) -> bytes:
+        length = struct.pack("<Q", len(event))
+        return length + _masked_crc(length, table) + event + _masked_crc(event, table)
+
+    def event(step: int, content: bytes) -> bytes:
+        return framed(b"\x09" + struct.pack("<d", time.time()) + b"\x10" + _varint(step) + content)
+
+    def write(step: int, metrics: Mapping[str, float]) -> None:
+        nonlocal path
+        data = b""
+        if path is None:
+            path = Path(folder) / "tensorboard" / f"events.out.tfevents.{time.time():.0f}.trueline.{os.getpid()}"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            data = event(0, _field(3, b"brain.Event:2")) + event(step, _field(7, b"\x08\x01"))  # session started here
+        values = (_field(1, _field(1, tag.encode()) + b"\x15" + struct.pack("<f", x)) for tag, x in metrics.items())
+        with open(path, "ab") as file:
+            file.write(data + event(step, _field(5, b"".join(values))))
+
+    return write
+
+
+def _field(number: int, content: bytes) -> bytes:
+    """A length-delimited protobuf field."""
+    return bytes([number << 3 | 2]) + _varint(len(content)) + content
+
+
+def _varint(value: int) -> bytes:
+    parts = []
+    while value >= 0x80:
+        parts.append(value & 0x7F | 0x80)
+        value >>= 7
+    return bytes([*parts, value])
+
+
+def _crc_entry(byte: int) -> int:
+    for _ in range(8):
+        byte = byte >> 1 ^ (0x82F63B78 if byte & 1 else 0)  # Castagnoli, reflected
+    return byte
+
+
+def _masked_crc(data: bytes, table: list[int]) -> bytes:
+    crc = 0xFFFFFFFF
+    for byte in data:
+        crc = table[(crc ^ byte) & 0xFF] ^ crc >> 8
+    crc ^= 0xFFFFFFFF
+    return struct.pack("<I", ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF)
+
+
+def wandb_sink(project: str, *, name: str | None = None, config: Mapping[str, Any] | None = None) -> Sink:
+    """Weights & Biases, through its own package."""
+    try:
+        wandb = importlib.import_module("wandb")
+    except ImportError:
+        raise ValueError("logging to Weights & Biases needs its package: pip install wandb") from None
+    run = wandb.init(project=project, name=name, config=dict(config or {}), resume="allow")
+
+    def write(step: int, metrics: Mapping[str, float]) -> None:
+        run.log(dict(metrics), step=step)
+
+    return write
