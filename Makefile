@@ -1,0 +1,54 @@
+# The verbs of this repository. `make test` on a bare clone needs Python 3.11 or newer, and installs the rest into .venv.
+
+PYTHON ?= python3
+ifeq ($(OS),Windows_NT)
+BIN := .venv/Scripts
+else
+BIN := .venv/bin
+endif
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+EXTRAS := test
+MINUTES ?= 13
+OUT ?= out/quickstart
+
+.PHONY: help setup demo test soak lint types bench docs wheel clean
+help:            ## this list
+	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile
+
+.venv/ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	PIP_CONSTRAINT=constraints.txt $(PIP) install --quiet --editable '.[$(EXTRAS)]'
+	@$(BIN)/python -c "open('.venv/ready', 'w').close()"
+
+setup: .venv/ready  ## install the package and the tools of this file into .venv
+
+demo: .venv/ready  ## the main job: a small model learns what people prefer (13 minutes on 2 cores)
+	$(BIN)/trueline quickstart --minutes $(MINUTES) --out $(OUT)
+
+test: lint types  ## lint, types, doors and the fast tests
+	$(BIN)/python -m pytest -q -m "not slow"
+
+soak: .venv/ready  ## the slow tests, and the fast ones as an older processor would run them
+	$(BIN)/python -m pytest -q -m slow
+	ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=AVX2 $(BIN)/python -m pytest -q -m "not slow"
+
+lint: .venv/ready  ## ruff, and the import rules of the house
+	$(BIN)/ruff check .
+	$(BIN)/lint-imports
+
+types: .venv/ready  ## mypy
+	$(BIN)/mypy
+
+bench: .venv/ready  ## one script per claim, ours and the peer in one run
+	PIP_CONSTRAINT=constraints.txt $(PIP) install --quiet '.[bench]'
+	for script in bench/*.py; do $(BIN)/python $$script || exit 1; done
+
+docs: .venv/ready  ## the documentation, strictly, into site/
+	PIP_CONSTRAINT=constraints.txt $(PIP) install --quiet --editable '.[$(EXTRAS),docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+wheel: .venv/ready  ## the wheel, into dist/
+	$(PIP) wheel --quiet --no-deps --wheel-dir dist .
+
+clean:           ## remove what the other verbs made
+	rm -rf .venv build dist site out .pytest_cache .ruff_cache .mypy_cache .import_linter_cache
