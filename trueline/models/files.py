@@ -1,0 +1,164 @@
+"""Models on disk, in the Hugging Face layout: config.json, model.safetensors (or shards with an index), generation_config.json.
+
+    new_model(config, seed)   load_model(path or hub id)   save_model(model, dir)
+
+Only safetensors are read: pickled weights can run code. Names and shapes are checked against the config before anything is
+allocated. Left out: tokenizer files (trueline.tokens copies them), adapters, quantised weights.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from trueline.models.config import DecoderConfig
+from trueline.models.decoder import Decoder, Norm
+
+
+def new_model(config: DecoderConfig, seed: int = 0) -> Decoder:
+    """A decoder with random weights: normal with `initializer_range`, norms 1, biases 0, as transformers does."""
+    model = Decoder(config)
+    generator = torch.Generator().manual_seed(seed)
+    for module in model.modules():
+        if isinstance(module, nn.Linear | nn.Embedding):
+            nn.init.normal_(module.weight, std=config.initializer_range, generator=generator)
+        if isinstance(module, nn.Linear) and module.bias is not None:
+            nn.init.zeros_(module.bias)
+    return model
+
+
+def save_model(model: Decoder, folder: str | Path, *, max_shard_bytes: int = 5 << 30) -> Path:
+    """Writes the model; transformers reads it with AutoModelForCausalLM."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    _write_json(folder / "config.json", model.config.to_hf())
+    c = model.config
+    ids = {"bos_token_id": c.bos_token_id, "eos_token_id": c.to_hf()["eos_token_id"], "pad_token_id": c.pad_token_id}
+    _write_json(folder / "generation_config.json", {k: v for k, v in ids.items() if v is not None})
+    _write_tensors(folder, {hf_name(k): v for k, v in model.state_dict().items()}, max_shard_bytes)
+    return folder
+
+
+def load_model(source: str | Path, *, dtype: torch.dtype = torch.float32, device: str = "cpu") -> Decoder:
+    """Reads a Hugging Face directory, or a hub id when no such directory exists."""
+    folder = find(source)
+    config = read_config(folder)
+    with torch.device("meta"):
+        model = Decoder(config, str(folder))
+    fill(model, {hf_name(k): k for k in model.state_dict()}, folder, dtype, device)
+    return model
+
+
+def hf_name(name: str) -> str:
+    """The stored name of a decoder's parameter."""
+    return name if name.startswith("lm_head.") else f"model.{name}"
+
+
+def find(source: str | Path) -> Path:
+    """The local folder of a model: itself, or the hub's download."""
+    folder = Path(source)
+    if folder.is_dir():
+        return folder
+    name = str(source)
+    if name.count("/") != 1 or name.startswith((".", "/", "~")):
+        raise ValueError(f"{name}: no such directory, and not a hub id (owner/name).")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.jinja", "tokenizer.model"]))
+    except (HfHubHTTPError, LocalEntryNotFoundError) as error:
+        raise ValueError(f"{name}: no such directory, and the hub did not give it ({type(error).__name__}).") from error
+
+
+def read_config(folder: Path) -> DecoderConfig:
+    path = folder / "config.json"
+    if not path.is_file():
+        raise ValueError(f"{folder}: config.json is missing; a model directory has config.json and model.safetensors.")
+    return DecoderConfig.from_hf(json.loads(path.read_text(encoding="utf-8")), str(path))
+
+
+def fill(model: nn.Module, names: dict[str, str], folder: Path, dtype: torch.dtype, device: str) -> None:
+    """Gives a model on the meta device its stored tensors; `names` maps stored names to parameters."""
+    wanted = {stored: model.get_parameter(name).shape for stored, name in names.items()}
+    files = _files(folder)
+    found = {key: (path, shape) for path in files for key, shape in _shapes(path)}
+    spare = {k for k in found if k.endswith("rotary_emb.inv_freq") or (k == "lm_head.weight" and "lm_head.weight" not in wanted)}
+    missing, extra = sorted(wanted.keys() - found.keys()), sorted(found.keys() - wanted.keys() - spare)
+    wrong = [f"{k} is {list(found[k][1])} and should be {list(wanted[k])}" for k in wanted.keys() & found.keys() if found[k][1] != tuple(wanted[k])]
+    for problem, names_of in (("lacks", missing), ("has unexpected", extra), ("has wrong shapes:", sorted(wrong))):
+        if names_of:
+            more = f" and {len(names_of) - 3} more" if len(names_of) > 3 else ""
+            raise ValueError(f"{folder}: the weights do not fit config.json: it {problem} {', '.join(names_of[:3])}{more}.")
+    tensors: dict[str, Tensor] = {}
+    for path in files:
+        with safe_open(str(path), framework="pt", device=device) as handle:
+            for stored, name in names.items():
+                if found[stored][0] == path:
+                    tensors[name] = handle.get_tensor(stored).to(dtype, copy=True)  # not a map of the file, which may be overwritten
+    model.load_state_dict(tensors, assign=True)
+    model.requires_grad_(True)
+
+
+def fingerprint(model: nn.Module) -> str:
+    """sha256 over names, shapes and values: the same for the same weights on any machine."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name}{list(tensor.shape)}{tensor.dtype}".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _files(folder: Path) -> list[Path]:
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        gone = [n for n in names if not (folder / n).is_file()]
+        if gone:
+            raise ValueError(f"{index}: the shard {gone[0]} is missing; download it again.")
+        return [folder / n for n in names]
+    if (folder / "model.safetensors").is_file():
+        return [folder / "model.safetensors"]
+    if any(folder.glob("*.bin")) or any(folder.glob("*.pt")):
+        raise ValueError(f"{folder}: only pickled weights (.bin), which can run code; save them again as safetensors.")
+    raise ValueError(f"{folder}: model.safetensors is missing.")
+
+
+def _shapes(path: Path) -> Iterator[tuple[str, tuple[int, ...]]]:
+    with safe_open(str(path), framework="pt") as handle:
+        for key in handle.keys():  # noqa: SIM118 - not a dict
+            yield key, tuple(handle.get_slice(key).get_shape())
+
+
+def _write_tensors(folder: Path, tensors: dict[str, Tensor], max_shard_bytes: int) -> None:
+    shards: list[dict[str, Tensor]] = [{}]
+    size = 0
+    for name, tensor in tensors.items():
+        count = tensor.numel() * tensor.element_size()
+        if size and size + count > max_shard_bytes:
+            shards.append({})
+            size = 0
+        shards[-1][name] = tensor.detach().cpu().contiguous()
+        size += count
+    if len(shards) == 1:
+        save_file(shards[0], folder / "model.safetensors", metadata={"format": "pt"})
+        return
+    weight_map: dict[str, str] = {}
+    for i, shard in enumerate(shards, 1):
+        name = f"model-{i:05d}-of-{len(shards):05d}.safetensors"
+        save_file(shard, folder / name, metadata={"format": "pt"})
+        weight_map |= dict.fromkeys(shard, name)
+    total = sum(t.numel() * t.element_size() for t in tensors.values())
+    _write_json(folder / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": weight_map})
+
+
+def _write_json(path: Path, value: dict[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
