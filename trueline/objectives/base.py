@@ -10,13 +10,15 @@ Shape legend: T tokens of a microbatch, N scored tokens, S sequences, D width, V
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 
+import numpy as np
 from torch import Tensor, nn
 
-from trueline.models.attention import Layout
+from trueline.models.attention import Layout, common_prefix
+from trueline.models.head import token_logps
 from trueline.protocols import Crew
 from trueline.records import Row
 
@@ -62,6 +64,12 @@ class Objective(Protocol):
     """The record it trains on: Document, Conversation, Comparison or Rating."""
     head: ClassVar[str]
     """The output head it trains: "tokens" (language model) or "scalar" (sequence score)."""
+    needs: ClassVar[tuple[str, ...]]
+    """Fields of the Crew that must be there: ("reference",), ... `train` makes a reference from the starting model."""
+    defaults: ClassVar[Mapping[str, Any]]
+    """Training options whose usual value for this method differs from TrainConfig's, by their flat names."""
+    citation: ClassVar[str]
+    """Authors, title, address: for the model card."""
 
     def annotate(self, rows: Sequence[Row], crew: Crew) -> Sequence[Row]:
         """Once per round, no gradient: reference log-probs, rewards, advantages. Usually identity."""
@@ -78,3 +86,42 @@ class Objective(Protocol):
     def loss(self, model: nn.Module, batch: Batch, crew: Crew) -> Losses:
         """Sums by term, and metrics."""
         ...
+
+
+def positions(row: Row) -> int:
+    """Token positions of a row in a layout: a prefix that all its sequences share counts once."""
+    return row.num_tokens - (len(row.ids) - 1) * common_prefix(row.ids)
+
+
+def microbatches(rows: Sequence[Row], budget: Budget, weights_of: Callable[[Sequence[Row]], Mapping[str, float]]) -> list[Batch]:
+    """One optimizer step over stored rows: microbatches within the budget, rows of like length together.
+
+    Rows of one length are computed in one piece and the order does not change the gradient, so the rows are sorted by length.
+    """
+    sizes = [positions(row) for row in rows]
+    for row, size in zip(rows, sizes, strict=True):
+        if size > budget.tokens:
+            name = row.key[:12] or "without a key"
+            raise ValueError(f"row {name} takes {size} token positions and max_tokens_per_batch is {budget.tokens}: raise it or lower max_length")
+    groups: list[list[Row]] = []
+    used = 0
+    for index in np.argsort(np.array(sizes), kind="stable")[::-1]:
+        if not groups or used + sizes[index] > budget.tokens or len(groups[-1]) == budget.rows:
+            groups.append([])
+            used = 0
+        groups[-1].append(rows[index])
+        used += sizes[index]
+    return [Batch(rows=group, layout=Layout.tree(group), weights=weights_of(group)) for group in groups]
+
+
+def scored_tokens(rows: Sequence[Row]) -> dict[str, float]:
+    """The weight of token losses: how many tokens are targets."""
+    return {"loss": float(sum(int(scored.sum()) for row in rows for scored in row.scored))}
+
+
+def cross_entropy(model: Any, batch: Batch) -> Losses:
+    """Sum of -log p over the scored tokens of a language model, with accuracy and entropy per token."""
+    scores = token_logps(model(batch.layout), model.head_weight, batch.layout)
+    count = float(len(scores.logps_N))
+    metrics = {"mean_token_accuracy": (scores.correct_N.float().sum(), count), "entropy": (scores.entropy_N.sum(), count)}
+    return Losses({"loss": -scores.logps_N.sum()}, metrics)

@@ -1,0 +1,149 @@
+"""checkpoint-N folders: everything a run needs to go on bit for bit, in safetensors and JSON.
+
+    checkpoint-500/
+      config.json  model.safetensors  generation_config.json  tokenizer.json ...    the Hugging Face layout: loads as a model
+      optimizer.safetensors     moments and step counters by parameter name
+      rng.safetensors           torch's generators
+      trainer_state.json        step, feed position, schedule, best metric, sums since the last log, python's and numpy's generators
+      complete.json             size and sha256 of every other file; written last
+
+A folder is written under another name, synced and renamed. One without a true complete.json is not a checkpoint: it is passed
+over for the one before. Never pickle.
+
+Left out: sharded state of several ranks.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import re
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from trueline.store import file_fingerprint, sync_directory, write_atomic
+from trueline.train.optim import load_optimizer_tensors, optimizer_tensors
+
+MARKER = "complete.json"
+
+
+@dataclass
+class TrainState:
+    """What changes while a run goes on, beside weights and optimizer: plain JSON."""
+
+    step: int = 0
+    num_tokens: int = 0
+    warmup_steps: int = 0
+    total_steps: int = 0
+    best_metric: float | None = None
+    best_step: int = 0
+    evaluations_without_gain: int = 0
+    window: dict[str, tuple[float, float]] = field(default_factory=dict)
+    """Sums and counts since the last log."""
+    last_eval: dict[str, float] = field(default_factory=dict)
+    done: bool = False
+    """Ended before total_steps: early stopping."""
+
+
+def save_checkpoint(
+    folder: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    state: TrainState,
+    feed: dict[str, Any],
+    write_model: Callable[[nn.Module, Path], None],
+) -> Path:
+    """Write folder/checkpoint-N; after a crash at any moment it is there whole, or not at all."""
+    target = folder / f"checkpoint-{state.step}"
+    temporary = folder / f".checkpoint-{state.step}.tmp"
+    for stale in (temporary, target):  # a target that is there was found incomplete, or this process would not write it again
+        if stale.exists():
+            shutil.rmtree(stale)
+    temporary.mkdir(parents=True)
+    write_model(model, temporary)
+    save_file(optimizer_tensors(model, optimizer), temporary / "optimizer.safetensors")
+    save_file(_torch_generators(), temporary / "rng.safetensors")
+    about = {"state": asdict(state), "feed": feed, "python": random.getstate(), "numpy": _numpy_generator()}
+    (temporary / "trainer_state.json").write_text(json.dumps(about, indent=1), encoding="utf-8")
+    files = {}
+    for path in sorted(temporary.iterdir()):
+        with open(path, "rb+") as file:
+            os.fsync(file.fileno())
+        files[path.name] = {"size": path.stat().st_size, "sha256": file_fingerprint(path)}
+    write_atomic(temporary / MARKER, json.dumps(files, indent=1))
+    os.replace(temporary, target)
+    sync_directory(folder)
+    return target
+
+
+def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[TrainState, dict[str, Any]]:
+    """Restore optimizer and generators; returns the state and the feed's position. The model's weights were loaded from `path` before."""
+    about = json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
+    load_optimizer_tensors(model, optimizer, load_file(path / "optimizer.safetensors"))
+    version, internal, gauss = about["python"]
+    random.setstate((version, tuple(internal), gauss))
+    name, keys, *rest = about["numpy"]
+    np.random.set_state((name, np.array(keys, dtype=np.uint32), *rest))
+    _restore_torch(load_file(path / "rng.safetensors"))
+    fields = about["state"]
+    fields["window"] = {name: (total, count) for name, (total, count) in fields["window"].items()}
+    return TrainState(**fields), about["feed"]
+
+
+def is_complete(path: Path) -> bool:
+    """True when every file of the folder is there as it was written: sizes first, then hashes."""
+    marker = path / MARKER
+    if not marker.is_file():
+        return False
+    files = json.loads(marker.read_text(encoding="utf-8"))
+    sizes = all((path / name).is_file() and (path / name).stat().st_size == one["size"] for name, one in files.items())
+    return sizes and all(file_fingerprint(path / name) == one["sha256"] for name, one in files.items())
+
+
+def checkpoints(folder: Path) -> list[tuple[int, Path]]:
+    """(step, path) of all that are named like one, newest first."""
+    found = [(int(match.group(1)), path) for path in folder.glob("checkpoint-*") if (match := re.fullmatch(r"checkpoint-(\d+)", path.name))]
+    return sorted(found, reverse=True)
+
+
+def newest_checkpoint(folder: Path, say: Callable[[str], None]) -> Path | None:
+    """The newest complete checkpoint; says which ones it passed over."""
+    for _, path in checkpoints(folder):
+        if is_complete(path):
+            return path
+        say(f"{path} is incomplete or damaged: passed over")
+    return None
+
+
+def prune_checkpoints(folder: Path, limit: int, best_step: int) -> None:
+    """Delete the oldest beyond `limit` (0 keeps all); the best one is kept on top."""
+    for step, path in checkpoints(folder)[limit:] if limit > 0 else []:
+        if step != best_step:
+            shutil.rmtree(path)
+
+
+def _torch_generators() -> dict[str, torch.Tensor]:
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    return {"cpu": torch.get_rng_state()} | {f"cuda:{index}": torch.cuda.get_rng_state(index) for index in devices}
+
+
+def _restore_torch(states: dict[str, torch.Tensor]) -> None:
+    for name, state in states.items():
+        if name == "cpu":
+            torch.set_rng_state(state)
+        elif torch.cuda.is_available() and int(name.removeprefix("cuda:")) < torch.cuda.device_count():
+            torch.cuda.set_rng_state(state, int(name.removeprefix("cuda:")))
+
+
+def _numpy_generator() -> list[Any]:
+    name, keys, *rest = np.random.get_state(legacy=True)
+    return [name, np.asarray(keys).tolist(), *rest]

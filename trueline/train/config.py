@@ -1,0 +1,177 @@
+"""How a run is trained: frozen dataclasses whose field names are Hugging Face's where they mean the same.
+
+    TrainConfig
+      optim   OptimConfig    learning rate, AdamW, schedule, clipping
+      save    SaveConfig     checkpoints
+      evals   EvalConfig     evaluation, best checkpoint, early stopping, samples
+
+Field names are unique over all four, so the command line and `override` take them flat: `override(config, learning_rate=1e-4)`.
+What a method needs (beta, ...) is a field of its objective, not of these.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from dataclasses import dataclass, field
+from typing import Any
+
+SCHEDULES = ("cosine", "linear", "constant")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    """AdamW and its schedule."""
+
+    learning_rate: float = 2e-5
+    """Peak learning rate."""
+    weight_decay: float = 0.0
+    """Decoupled weight decay; on matrices only, never on norms and biases."""
+    adam_beta1: float = 0.9
+    """Decay of the first moment."""
+    adam_beta2: float = 0.999
+    """Decay of the second moment."""
+    adam_epsilon: float = 1e-8
+    """Added to the root of the second moment."""
+    max_grad_norm: float = 1.0
+    """Clip the gradient to this global norm; 0 switches clipping off."""
+    lr_scheduler_type: str = "cosine"
+    """Decay after the warm-up: "cosine", "linear" or "constant"."""
+    warmup_ratio: float = 0.0
+    """Share of the steps spent warming up linearly from 0; not used when warmup_steps is given."""
+    warmup_steps: int = 0
+    """Warm-up steps; 0 takes warmup_ratio."""
+    min_lr_ratio: float = 0.0
+    """The decay ends at this share of learning_rate."""
+
+    def __post_init__(self) -> None:
+        if self.lr_scheduler_type not in SCHEDULES:
+            raise ValueError(f"lr_scheduler_type is {self.lr_scheduler_type!r}: use one of {', '.join(SCHEDULES)}")
+        if not 0 <= self.warmup_ratio <= 1 or not 0 <= self.min_lr_ratio <= 1:
+            raise ValueError("warmup_ratio and min_lr_ratio are shares between 0 and 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SaveConfig:
+    """Checkpoints."""
+
+    save_steps: int = 500
+    """A checkpoint every so many steps; 0 saves none but on SIGTERM and Ctrl-C."""
+    save_total_limit: int = 2
+    """Checkpoints kept (the best one comes on top); 0 keeps all."""
+    load_best_model_at_end: bool = False
+    """Finish with the weights of the best checkpoint instead of the last ones."""
+    reference_cache: str = ""
+    """Folder of reference log-probs, shared by runs; empty: `.reference` beside the run's folder."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalConfig:
+    """Evaluation on held-out rows."""
+
+    eval_steps: int = 0
+    """Evaluate every so many steps; 0 evaluates once, at the end."""
+    eval_share: float = 0.0
+    """Share of the prompts held out for evaluation when no eval_data is given; a prompt is never split."""
+    metric_for_best_model: str = "eval_loss"
+    """The metric by which the best checkpoint is known."""
+    greater_is_better: bool | None = None
+    """Whether more of it is better; None: less for names ending in "loss", more for all others."""
+    early_stopping_patience: int = 0
+    """Stop after so many evaluations without a better metric; 0 never stops early."""
+    sample_steps: int = 0
+    """Print and keep a few drawn responses every so many steps; 0 draws none."""
+
+    @property
+    def maximize(self) -> bool:
+        """`greater_is_better`, resolved."""
+        return not self.metric_for_best_model.endswith("loss") if self.greater_is_better is None else self.greater_is_better
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """One training run."""
+
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    """Optimizer and schedule."""
+    save: SaveConfig = field(default_factory=SaveConfig)
+    """Checkpoints."""
+    evals: EvalConfig = field(default_factory=EvalConfig)
+    """Evaluation."""
+    max_steps: int = 0
+    """Optimizer steps; 0 takes num_train_epochs."""
+    num_train_epochs: float = 1.0
+    """Passes over the rows; not used when max_steps is given."""
+    per_device_train_batch_size: int = 8
+    """Most rows per microbatch. Rows per step = this times gradient_accumulation_steps."""
+    gradient_accumulation_steps: int = 1
+    """Multiplies the rows per step; the gradient is that of one batch of all of them."""
+    max_tokens_per_batch: int = 8192
+    """Most token positions per microbatch, a shared prompt counted once; a step is cut into as many microbatches as it takes."""
+    max_length: int = 1024
+    """Longest sequence in tokens; what is cut is counted and shown."""
+    logging_steps: int = 10
+    """Log every so many steps the mean since the last time."""
+    seed: int = 0
+    """Seeds the order of rows, dropout and noise."""
+    bf16: bool = False
+    """Compute in bfloat16 (autocast); weights and optimizer stay in float32."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more time."""
+    device: str = "cpu"
+    """Where to compute: cpu, cuda, cuda:1, mps."""
+
+    def __post_init__(self) -> None:
+        for name in ("per_device_train_batch_size", "gradient_accumulation_steps", "max_tokens_per_batch", "max_length", "logging_steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}: it must be at least 1")
+        if self.max_steps <= 0 and self.num_train_epochs <= 0:
+            raise ValueError("give max_steps or num_train_epochs a value above 0")
+
+    @property
+    def rows_per_step(self) -> int:
+        """The effective batch: rows (prompts) behind one optimizer step."""
+        return self.per_device_train_batch_size * self.gradient_accumulation_steps
+
+    def total_steps(self, num_rows: int) -> int:
+        """Steps of the whole run over `num_rows` rows."""
+        return self.max_steps if self.max_steps > 0 else max(1, -(-round(self.num_train_epochs * num_rows) // self.rows_per_step))
+
+
+PLACEMENT = (
+    "max_steps", "num_train_epochs", "per_device_train_batch_size", "gradient_accumulation_steps", "max_tokens_per_batch",
+    "gradient_checkpointing", "device", "logging_steps", "sample_steps", *(item.name for item in dataclasses.fields(SaveConfig)),
+)  # fmt: skip
+"""Fields that may differ when a run goes on: they say where and how long, not what."""
+
+
+def identity(config: TrainConfig) -> dict[str, Any]:
+    """What must be equal for a run to go on: flat, the placement left out, the effective batch in."""
+    flat = {name: value for name, value in flatten(config).items() if name not in PLACEMENT}
+    return flat | {"rows_per_step": config.rows_per_step}
+
+
+def flatten(config: TrainConfig) -> dict[str, Any]:
+    """All fields under their flat names."""
+    flat: dict[str, Any] = {}
+    for item in dataclasses.fields(config):
+        value = getattr(config, item.name)
+        flat |= dataclasses.asdict(value) if dataclasses.is_dataclass(value) else {item.name: value}
+    return flat
+
+
+def override(config: TrainConfig, **flat: Any) -> TrainConfig:
+    """The config with some fields replaced, nested or not, by their flat names."""
+    groups = ("optim", "save", "evals")
+    homes = {item.name: group for group in groups for item in dataclasses.fields(getattr(config, group))}
+    valid = [item.name for item in dataclasses.fields(config)] + list(homes)
+    nested: dict[str, dict[str, Any]] = {}
+    top: dict[str, Any] = {}
+    for name, value in flat.items():
+        if name not in valid:
+            near = difflib.get_close_matches(name, valid, n=1)
+            raise ValueError(f"there is no training option {name!r}" + (f": did you mean {near[0]!r}?" if near else ""))
+        (nested.setdefault(homes[name], {}) if name in homes else top)[name] = value
+    for group, values in nested.items():
+        top[group] = dataclasses.replace(top.get(group, getattr(config, group)), **values)
+    return dataclasses.replace(config, **top)
