@@ -1,0 +1,80 @@
+"""`trueline VERB`: parsing and printing only.
+
+    main -> verbs.find(words) -> options.parse(class of the verb, flags + YAML) -> its run()
+
+A user's mistake (ValueError or OSError raised by our own code) becomes one sentence and exit code 2; anything else keeps its
+traceback. `trueline --help` reads the verbs without importing them: neither torch nor tyro is loaded.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+
+from trueline import __version__
+from trueline.cli import verbs
+
+PACKAGE = str(Path(__file__).parent.parent)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return dispatch(words)
+    except KeyboardInterrupt:
+        again = "; the same command goes on from the last checkpoint" if words and words[0] in verbs.methods() else ""
+        complain(f"stopped{again}")
+        return 130
+    except BrokenPipeError:  # `trueline ... | head`: whoever read has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:
+        sentence = explain(error)
+        if sentence is None:
+            raise
+        complain(f"error: {sentence}")
+        return 2
+
+
+def dispatch(words: list[str]) -> int:
+    """Find the verb, give it its options, run it."""
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(verbs.overview())
+        return 0
+    if words[0] == "--version":
+        print(f"trueline {__version__}")
+        return 0
+    verb, rest = verbs.find(words)
+    from trueline.cli import options
+
+    command = options.parse(verbs.load(verb), rest, prog=f"trueline {verb.name}")
+    if command is not None:
+        command.run()
+    return 0
+
+
+def explain(error: Exception) -> str | None:
+    """The sentence for a user's mistake or a full memory; None for a defect, whose traceback must be seen."""
+    if isinstance(error, MemoryError) or "can't allocate memory" in str(error) or type(error).__name__ == "OutOfMemoryError":
+        return "out of memory: lower --max_tokens_per_batch or --max_length, or switch on --gradient_checkpointing"
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
+    if isinstance(error, ValueError | OSError) and raised_by_us(error.__traceback__):
+        return str(error)
+    return None
+
+
+def raised_by_us(traceback: TracebackType | None) -> bool:
+    """A ValueError is a message to the user when our code wrote it; one from a library is a defect of ours."""
+    while traceback is not None and traceback.tb_next is not None:
+        traceback = traceback.tb_next
+    return traceback is not None and traceback.tb_frame.f_code.co_filename.startswith(PACKAGE)
+
+
+def complain(sentence: str) -> None:
+    """One line on the error stream."""
+    print(sentence, file=sys.stderr)
