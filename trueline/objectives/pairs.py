@@ -1,0 +1,85 @@
+"""Pairs of responses and who prefers which: shared by the pairwise methods.
+
+A row of K responses gives K(K-1)/2 pairs that together weigh as much as one pair (InstructGPT, 2203.02155: a prompt is one
+element whatever its K). How strongly the first of a pair is preferred, a probability:
+
+    numbers["counts"]   c_i / (c_i + c_j)                votes, or exact probabilities; a pair nobody voted on weighs nothing
+    numbers["rank"]     1 better, 0 worse, 1/2 a tie     a tie says that both are equally good; it is not thrown away
+    neither             1                                responses come best first
+
+numbers["weight"] multiplies a row's weight (its first entry counts); numbers["margin"] is read by the reward objective.
+
+Legend: P pairs, S sequences of a microbatch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from trueline.records import Row
+
+
+class Pairs(NamedTuple):
+    """Index into the sequences of a layout over the same rows."""
+
+    first_P: Tensor
+    second_P: Tensor
+    preferred_P: Tensor
+    """Probability that the first is preferred."""
+    weight_P: Tensor
+    chosen_P: Tensor
+    """The more preferred of the two (the first one of a tie)."""
+    rejected_P: Tensor
+    decided_P: Tensor
+    """1.0 where there is a preference, 0.0 for ties and for what nobody voted on."""
+
+
+def pairs_of(rows: Sequence[Row], device: torch.device | str = "cpu") -> Pairs:
+    """All pairs of all rows, row by row."""
+    table: list[tuple[int, int, float, float]] = []
+    start = 0
+    for row in rows:
+        K = len(row.ids)
+        if K < 2:
+            raise ValueError(f"row {row.key[:12] or 'without a key'} has {K} response: a preference needs at least 2")
+        share = float(row.numbers["weight"][0]) if "weight" in row.numbers else 1.0
+        share /= K * (K - 1) / 2
+        for i in range(K):
+            for j in range(i + 1, K):
+                preferred = _preferred(row, i, j)
+                weight = 0.0 if preferred is None else share
+                table.append((start + i, start + j, 0.5 if preferred is None else preferred, weight))
+        start += K
+    first, second, preferred_, weights = (np.array(column) for column in zip(*table, strict=True))
+    ahead = preferred_ >= 0.5
+    decided = (weights > 0) & (preferred_ != 0.5)
+    integers = (torch.from_numpy(x.astype(np.int64)) for x in (first, second, np.where(ahead, first, second), np.where(ahead, second, first)))
+    first_P, second_P, chosen_P, rejected_P = (x.to(device) for x in integers)
+    preferred_P, weight_P, decided_P = (torch.from_numpy(x.astype(np.float32)).to(device) for x in (preferred_, weights, decided))
+    return Pairs(first_P, second_P, preferred_P, weight_P, chosen_P, rejected_P, decided_P)
+
+
+def _preferred(row: Row, i: int, j: int) -> float | None:
+    """Probability that response i is preferred to j; None when nothing is known."""
+    if "counts" in row.numbers:
+        a, b = float(row.numbers["counts"][i]), float(row.numbers["counts"][j])
+        return a / (a + b) if a + b > 0 else None
+    if "rank" in row.numbers:
+        a, b = float(row.numbers["rank"][i]), float(row.numbers["rank"][j])
+        return 0.5 if a == b else float(a < b)
+    return 1.0
+
+
+def pair_weights(rows: Sequence[Row]) -> dict[str, float]:
+    """The weight of pairwise losses."""
+    return {"loss": float(pairs_of(rows).weight_P.sum())}
+
+
+def numbers_of(rows: Sequence[Row], name: str, device: torch.device | str = "cpu") -> Tensor:
+    """One number per sequence [S], row by row."""
+    return torch.from_numpy(np.concatenate([np.asarray(row.numbers[name], dtype=np.float32) for row in rows])).to(device)
