@@ -2,43 +2,33 @@
 
     tok = load_tokenizer("path/or/hub-id")            tok = train_tokenizer(texts, vocab_size=4096)
     tok.encode(text) -> [ids]                         plain text: "<|im_end|>" inside it is spelled out, never the special id
-    tok.encode(text, allow_special=True)              a rendered chat: special tokens are recognised
+    tok.encode(text, allow_special=True)              control tokens in the text are recognised
     tok.save(folder)                                  transformers.AutoTokenizer reads it, with equal ids
 
-Two backends are kept. `_full` recognises every added token. `_plain` does not know the control tokens (special tokens, and added
-tokens that look like `<|this|>`); it knows an alias of equal length for each, so that a text in which structure and content both
-say "<|im_end|>" can be encoded in one pass with true offsets (see `encode_structured`).
-Neither runs the post-processor: nothing is added to the text, and offsets are not trimmed. `adds_bos` says what it would do.
+Two backends are kept: `_full` recognises every added token, `_plain` knows control tokens by their aliases only (backend.py). So a
+rendered chat in which both the template and a person wrote "<|im_end|>" is encoded in one pass, with true offsets
+(`encode_guarded`). Nothing is ever added to a text; `adds_bos` says whether the family expects a BOS before plain text.
 
-Left out: chat templates (`template.py`), SentencePiece `.model` files, slow tokenizers.
+Left out: rendering chats (template.py), SentencePiece `.model` files, slow tokenizers.
 """
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tokenizers
-from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
+from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, trainers
 
 from trueline.store import write_atomic
-
-CHATML = (
-    "{% for message in messages %}"
-    "{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n' }}"
-    "{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
-)
-"""The default chat template (Yi's and OpenAI's format)."""
-
-ALIAS_FIRST, ALIAS_FILL = 0x100000, chr(0x10FFFD)
-"""Aliases of control tokens start with a character of the last private plane and are filled to the token's length."""
+from trueline.tokens.backend import ALIAS_HEAD, adds, aliases_of, build, control_tokens, with_aliases
+from trueline.tokens.template import CHATML, ChatTemplate, RowError, TemplateError
 
 
 class Tokenizer:
@@ -49,68 +39,130 @@ class Tokenizer:
         spec: Mapping[str, Any],
         *,
         names: Mapping[str, str | None],
-        chat_template: str = CHATML,
+        chat_template: str = "",
         config: Mapping[str, Any] | None = None,
         extra_stop_ids: Iterable[int] = (),
         source: str = "",
     ) -> None:
-        """`spec` is the parsed tokenizer.json; `names` maps bos_token, eos_token, pad_token, unk_token to their text."""
-        self.spec: Mapping[str, Any] = spec
+        """`spec` is the parsed tokenizer.json; `names` maps bos_token, eos_token, pad_token, ... to their text; `config` is the
+        rest of tokenizer_config.json; without a `chat_template` it is ChatML (see `default_template`)."""
+        self.spec = spec
         self.names: dict[str, str] = {role: text for role, text in names.items() if text}
-        self.chat_template = chat_template
-        self.config: Mapping[str, Any] = dict(config or {})
+        self.config: dict[str, Any] = dict(config or {})
         self.source = source
-        self._full = _backend(spec)
-        self.added: dict[str, int] = {t["content"]: t["id"] for t in spec.get("added_tokens", ())}
+        self._full = build(spec)
+        self.control: dict[str, int] = control_tokens(spec, self.names.values())
+        """Text -> id of the tokens that plain text never produces."""
+        self.aliases: dict[str, str] = aliases_of(self.control)
+        self._plain = build(with_aliases(spec, self.aliases))
         self.bos_id = self._id_of("bos_token")
         self.eos_id = self._id_of("eos_token")
         self.pad_id = self._id_of("pad_token")
         self.unk_id = self._id_of("unk_token")
-        self.control: dict[str, int] = _control_tokens(spec, self.names.values(), self.added)
-        self.aliases: dict[str, str] = {
-            text: chr(ALIAS_FIRST + i) + ALIAS_FILL * (len(text) - 1) for i, text in enumerate(sorted(self.control))
-        }
-        self._plain = _backend(_with_aliases(spec, self.aliases))
-        self.adds_bos = _adds(spec, self.config, self.names.get("bos_token"), first=True)
-        self.adds_eos = _adds(spec, self.config, self.names.get("eos_token"), first=False)
-        known_ends = (self.control[text] for text in _END_OF_TURN if text in self.control)
-        ends = {i for i in (self.eos_id, *extra_stop_ids, *known_ends) if i is not None}
-        self.stop_ids: tuple[int, ...] = tuple(sorted(ends))
+        self.adds_bos = adds(spec, self.config, self.names.get("bos_token"), first=True)
+        self.adds_eos = adds(spec, self.config, self.names.get("eos_token"), first=False)
+        self.chat_template = chat_template or default_template(self.control, self.names)
+        self.template = ChatTemplate(self.chat_template, self.names)
         self.vocab_size: int = max(self._full.get_vocab(with_added_tokens=True).values()) + 1
         """Rows that an embedding needs: the largest id + 1."""
-        canonical = json.dumps([spec, self.names, chat_template], sort_keys=True, ensure_ascii=True)
-        self.fingerprint = hashlib.sha256(canonical.encode()).hexdigest()
+        self._extra_stop_ids = tuple(extra_stop_ids)
+        self._swap = {**self.aliases, **{alias: text for text, alias in self.aliases.items()}}
+        self.control_pattern = _any_of(self.control)
+        self._swap_pattern = _any_of(self._swap)
 
     def _id_of(self, role: str) -> int | None:
         text = self.names.get(role)
         return None if text is None else self._full.token_to_id(text)
 
+    @cached_property
+    def fingerprint(self) -> str:
+        """Names the vocabulary and the template; equal for a saved and reloaded tokenizer."""
+        text = json.dumps([self.spec, self.names, self.chat_template, self.adds_bos], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    @cached_property
+    def turn_end(self) -> str | None:
+        """The control token with which the chat template closes an assistant turn, or None."""
+        probe = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "trueline"}]
+        try:
+            text = self.template.render(probe)
+        except TemplateError:  # `lint_template` reports it; pretraining needs no template
+            return None
+        closing = self.control_pattern.search(text, text.rfind("trueline"))
+        return closing.group() if closing else None
+
+    @cached_property
+    def stop_ids(self) -> tuple[int, ...]:
+        """Ids that end a response: EOS, the end of a turn in the chat template, those named by generation_config.json."""
+        ends = {self.eos_id, *self._extra_stop_ids}
+        if self.turn_end is not None:
+            ends.add(self.control[self.turn_end])
+        return tuple(sorted(i for i in ends if i is not None))
+
+    @cached_property
+    def stop_texts(self) -> tuple[str, ...]:
+        """The same as they look in a rendered chat."""
+        return tuple(sorted(text for text, i in self.control.items() if i in self.stop_ids))
+
+    def with_template(self, chat_template: str) -> Tokenizer:
+        """The same vocabulary with another chat template."""
+        return Tokenizer(
+            self.spec, names=self.names, chat_template=chat_template, config=self.config,
+            extra_stop_ids=self._extra_stop_ids, source=self.source,
+        )  # fmt: skip
+
     # ---- text to ids
 
     def encode(self, text: str, *, allow_special: bool = False) -> list[int]:
         """Ids of the text as it stands; nothing is added. Control tokens are recognised only with `allow_special`."""
-        backend = self._full if allow_special else self._plain
-        return backend.encode(text, add_special_tokens=False).ids
+        return self.encode_with_offsets(text, allow_special=allow_special)[0].tolist()
 
     def encode_with_offsets(self, text: str, *, allow_special: bool = False) -> tuple[np.ndarray, np.ndarray]:
-        """ids int32 [L] and offsets int32 [L, 2]: token i spells text[start:end] (not trimmed of white space)."""
-        backend = self._full if allow_special else self._plain
-        return _arrays(backend.encode(text, add_special_tokens=False))
+        """ids int32 [L] and offsets int32 [L, 2]: token i spells text[start:end], white space included."""
+        if allow_special:
+            return _encoded(self._full, text)
+        if ALIAS_HEAD not in text:
+            return _encoded(self._plain, text)
+        # the text holds what may be an alias: cut behind every possible first character
+        parts = text.replace(ALIAS_HEAD, ALIAS_HEAD + "\0\0").split("\0\0") if "\0\0" not in text else list(text)
+        shift = 0
+        ids, offsets = [], []
+        for part in parts:
+            part_ids, part_offsets = _encoded(self._plain, part)
+            ids.append(part_ids)
+            offsets.append(part_offsets + shift)
+            shift += len(part)
+        return np.concatenate(ids), np.concatenate(offsets)
+
+    def encode_guarded(self, text: str) -> tuple[np.ndarray, np.ndarray]:
+        """Ids and offsets of a chat rendered from guarded messages: control tokens that the template wrote become their ids, those
+        that a person wrote (aliases here) are spelled out."""
+        if ALIAS_HEAD not in text:
+            return _encoded(self._full, text)
+        return _encoded(self._plain, self._swap_pattern.sub(lambda match: self._swap[match.group()], text))
+
+    def guard(self, text: str) -> str:
+        """The text with control tokens replaced by aliases of the same length."""
+        if ALIAS_HEAD in text:
+            raise RowError("the text holds U+10FFFD, which is reserved: take it out")
+        return self.control_pattern.sub(lambda match: self.aliases[match.group()], text)
 
     def encode_batch(self, texts: Sequence[str], *, allow_special: bool = False) -> list[np.ndarray]:
-        """Plain texts to int32 arrays, over threads."""
+        """Many texts to int32 arrays, over threads."""
+        if not allow_special and any(ALIAS_HEAD in text for text in texts):
+            return [self.encode_with_offsets(text)[0] for text in texts]
         backend = self._full if allow_special else self._plain
         return [np.array(e.ids, dtype=np.int32) for e in backend.encode_batch_fast(list(texts), add_special_tokens=False)]
 
     # ---- ids to text
 
     def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:
-        """Text of the ids. `skip_special` leaves out special and control tokens."""
-        hidden = self._hidden_ids if skip_special else frozenset()
+        """Text of the ids. `skip_special` leaves out the control tokens."""
+        hidden = self._hidden if skip_special else frozenset()
         return self._full.decode([int(i) for i in ids if int(i) not in hidden], skip_special_tokens=False)
 
-    @property
-    def _hidden_ids(self) -> frozenset[int]:
+    @cached_property
+    def _hidden(self) -> frozenset[int]:
         return frozenset(self.control.values())
 
     def token(self, index: int) -> str:
@@ -127,7 +179,7 @@ class Tokenizer:
             "tokenizer_class": "PreTrainedTokenizerFast",
             "clean_up_tokenization_spaces": False,
             "model_max_length": 1_000_000_000,
-            **{k: v for k, v in self.config.items() if k not in ("chat_template", "auto_map")},
+            **self.config,
             **self.names,
         }
         write_atomic(folder / "tokenizer.json", json.dumps(self.spec, ensure_ascii=False, indent=1))
@@ -136,79 +188,113 @@ class Tokenizer:
         write_atomic(folder / "chat_template.jinja", self.chat_template)
 
 
-_END_OF_TURN = ("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<end_of_turn>", "<|end|>", "<|end_of_turn|>", "<|END_OF_TURN_TOKEN|>")
+def default_template(control: Mapping[str, int], names: Mapping[str, str]) -> str:
+    """ChatML where its end token exists; else the same with plain role headers, every turn closed by the EOS, which the model knows."""
+    if "<|im_end|>" in control or "eos_token" not in names:
+        return CHATML
+    return CHATML.replace("'<|im_end|>'", "eos_token")
 
 
-def _backend(spec: Mapping[str, Any]) -> tokenizers.Tokenizer:
-    """The library's tokenizer without what changes lengths or offsets behind our back."""
-    bare = {**spec, "post_processor": None, "truncation": None, "padding": None}
-    return tokenizers.Tokenizer.from_str(json.dumps(bare))
+def _encoded(backend: tokenizers.Tokenizer, text: str) -> tuple[np.ndarray, np.ndarray]:
+    encoding = backend.encode(text, add_special_tokens=False)
+    return np.array(encoding.ids, dtype=np.int32), np.array(encoding.offsets, dtype=np.int32).reshape(-1, 2)
 
 
-def _arrays(encoding: tokenizers.Encoding) -> tuple[np.ndarray, np.ndarray]:
-    offsets = np.array(encoding.offsets, dtype=np.int32).reshape(-1, 2)
-    return np.array(encoding.ids, dtype=np.int32), offsets
+def _any_of(texts: Iterable[str]) -> re.Pattern[str]:
+    longest_first = sorted(texts, key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
 
 
-def _control_tokens(spec: Mapping[str, Any], names: Iterable[str], added: Mapping[str, int]) -> dict[str, int]:
-    """Added tokens that structure a sequence and that a person's text must never produce.
-
-    Some families mark their turn tokens special: false (Yi), so the `<|this|>` shape counts too. Tokens such as <think> or runs
-    of spaces, which belong to what people and models write, stay ordinary.
-    """
-    named = set(names)
-    return {
-        t["content"]: t["id"]
-        for t in spec.get("added_tokens", ())
-        if t.get("special") or t["content"] in named or re.fullmatch(r"<\|[^|\s]+\|>", t["content"])
-    }
+# ---- reading
 
 
-def _with_aliases(spec: Mapping[str, Any], aliases: Mapping[str, str]) -> dict[str, Any]:
-    """The spec in which the control tokens are known by their alias only.
-
-    A control token that is also in the model's vocabulary is renamed there, so that it keeps its id.
-    """
-    changed = copy.deepcopy(dict(spec))
-    for token in changed.get("added_tokens", ()):
-        if token["content"] in aliases:
-            token.update(content=aliases[token["content"]], special=True, normalized=False)
-    vocab = changed["model"].get("vocab")
-    if isinstance(vocab, dict):
-        changed["model"]["vocab"] = {aliases.get(text, text): i for text, i in vocab.items()}
-    elif isinstance(vocab, list):  # Unigram: [piece, score]
-        changed["model"]["vocab"] = [[aliases.get(piece, piece), score] for piece, score in vocab]
-    unk = changed["model"].get("unk_token")
-    if unk in aliases:
-        changed["model"]["unk_token"] = aliases[unk]
-    merges = changed["model"].get("merges")
-    if merges:
-        pairs = (m.split(" ", 1) if isinstance(m, str) else m for m in merges)
-        changed["model"]["merges"] = [list(p) for p in pairs if "".join(p) not in aliases]
-    return changed
-
-
-def _adds(spec: Mapping[str, Any], config: Mapping[str, Any], text: str | None, *, first: bool) -> bool:
-    """Does this tokenizer put its BOS (EOS) around a plain text?"""
-    if text is None:
-        return False
-    said = config.get("add_bos_token" if first else "add_eos_token")
-    if said is not None:
-        return bool(said)
-    return _processor_adds(spec.get("post_processor"), text, first=first)
+def load_tokenizer(path_or_hub_id: str | Path) -> Tokenizer:
+    """From a directory in the Hugging Face layout, or, when no such directory exists, from the hub."""
+    folder = Path(path_or_hub_id)
+    if not folder.is_dir():
+        folder = _download(str(path_or_hub_id))
+    if not (folder / "tokenizer.json").is_file():
+        if (folder / "tokenizer.model").is_file():
+            raise ValueError(
+                f"{folder} has only a SentencePiece tokenizer.model: convert it once with "
+                "transformers.AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR), which writes the tokenizer.json read here."
+            )
+        raise ValueError(f"{folder} has no tokenizer.json: give a directory (or hub id) that holds one.")
+    spec = _json(folder / "tokenizer.json")
+    config = _json(folder / "tokenizer_config.json")
+    listed = _json(folder / "special_tokens_map.json")
+    names = {role: _text(said) for role, said in {**listed, **config}.items() if role.endswith("_token") and _text(said)}
+    template = _template(folder, config)
+    kept = {k: v for k, v in config.items() if k not in ("chat_template", "auto_map", *names)}
+    return Tokenizer(
+        _with_listed_tokens(spec, config),
+        names=names,
+        chat_template=template,
+        config=kept,
+        extra_stop_ids=_ends(folder),
+        source=str(path_or_hub_id),
+    )
 
 
-def _processor_adds(processor: Mapping[str, Any] | None, text: str, *, first: bool) -> bool:
-    if processor is None:
-        return False
-    if processor["type"] == "Sequence":
-        return any(_processor_adds(p, text, first=first) for p in processor["processors"])
-    if processor["type"] == "TemplateProcessing":
-        piece = processor["single"][0 if first else -1]
-        return piece.get("SpecialToken", {}).get("id") == text
-    if processor["type"] in ("BertProcessing", "RobertaProcessing"):
-        return processor["cls" if first else "sep"][0] == text
-    return False
+def _download(name: str) -> Path:
+    if name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise ValueError(f"There is no directory {name}.")
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError as error:
+        raise ValueError(f"There is no directory {name}; to read it from the hub, pip install huggingface_hub.") from error
+    patterns = ["tokenizer*", "special_tokens_map.json", "chat_template*", "generation_config.json"]
+    try:
+        return Path(snapshot_download(name, allow_patterns=patterns))
+    except (OSError, ValueError) as error:  # offline, unknown name, no access
+        raise ValueError(
+            f"There is no directory {name}, and the hub did not give a tokenizer of that name ({type(error).__name__}): "
+            "check the path, or the name and the network."
+        ) from error
+
+
+def _json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not valid JSON (line {error.lineno}): fetch or write it again.") from error
+
+
+def _text(said: Any) -> str | None:
+    """Special tokens are given as text or as a mapping with their content."""
+    return said.get("content") if isinstance(said, dict) else said if isinstance(said, str) else None
+
+
+def _template(folder: Path, config: Mapping[str, Any]) -> str:
+    if (folder / "chat_template.jinja").is_file():
+        return (folder / "chat_template.jinja").read_text(encoding="utf-8")
+    said = config.get("chat_template") or _json(folder / "chat_template.json").get("chat_template") or ""
+    if isinstance(said, str):
+        return said
+    by_name = {entry["name"]: entry["template"] for entry in said}
+    if "default" not in by_name:
+        raise ValueError(f"{folder} names the chat templates {', '.join(sorted(by_name))} but none is called default: rename one.")
+    return by_name["default"]
+
+
+def _with_listed_tokens(spec: dict[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
+    """Added tokens that only tokenizer_config.json lists."""
+    known = {t["content"] for t in spec.get("added_tokens", ())}
+    flags = ("single_word", "lstrip", "rstrip", "normalized", "special")
+    more = [
+        {"id": int(index), "content": said["content"], **{flag: bool(said.get(flag)) for flag in flags}}
+        for index, said in config.get("added_tokens_decoder", {}).items()
+        if said["content"] not in known
+    ]
+    tokens = sorted([*spec.get("added_tokens", ()), *more], key=lambda t: t["id"])
+    return {**spec, "added_tokens": tokens}
+
+
+def _ends(folder: Path) -> list[int]:
+    said = _json(folder / "generation_config.json").get("eos_token_id")
+    return said if isinstance(said, list) else [] if said is None else [said]
 
 
 # ---- training
@@ -226,7 +312,7 @@ def train_tokenizer(
     max_token_length: int = 16,
     min_frequency: int = 2,
     specials: Sequence[str] = SPECIALS,
-    chat_template: str = CHATML,
+    chat_template: str = "",
 ) -> Tokenizer:
     """Byte-level BPE by Yi's rules: every digit alone, every byte has a token, identity normaliser, no dummy prefix.
 
@@ -240,7 +326,7 @@ def train_tokenizer(
         raise ValueError(f"normalizer {normalizer!r} is unknown: use none, NFC or NFKC.")
     backend = tokenizers.Tokenizer(models.BPE())
     if normalizer is not None:
-        backend.normalizer = {"NFC": tokenizers.normalizers.NFC, "NFKC": tokenizers.normalizers.NFKC}[normalizer]()
+        backend.normalizer = {"NFC": normalizers.NFC, "NFKC": normalizers.NFKC}[normalizer]()
     backend.pre_tokenizer = pre_tokenizers.Sequence(
         [
             pre_tokenizers.Split(Regex(_pattern(split_digits)), behavior="isolated"),
