@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from trueline.models.attention import Layout
 from trueline.objectives.base import Budget
-from trueline.objectives.dpo import Dpo
+from trueline.objectives.dpo import DPO
 from trueline.protocols import Crew
 from trueline.records import Row
 
@@ -91,7 +91,7 @@ def optimum(reference: Table, reward: np.ndarray) -> np.ndarray:
 
 def fit(policy: Table, rows: list[Row], crew: Crew, iterations: int = 300) -> None:
     """The minimum of the objective over all rows, found with its own steps and loss."""
-    objective = Dpo(beta=BETA)
+    objective = DPO(beta=BETA)
     (step,) = objective.steps(objective.annotate(rows, crew), BUDGET)
     total = sum(batch.weights["loss"] for batch in step)
     optimizer = torch.optim.LBFGS(policy.parameters(), max_iter=iterations, history_size=50, tolerance_grad=1e-9,

@@ -59,7 +59,7 @@ def unflip(preferred_P: Tensor, epsilon: float) -> Tensor:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Dpo:
+class DPO:
     """Pairs of responses, against a frozen reference."""
 
     beta: float = 0.1

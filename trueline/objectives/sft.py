@@ -20,7 +20,7 @@ from trueline.records import Conversation, Row
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sft:
+class SFT:
     """Only the tokens of responses are targets."""
 
     neftune_noise_alpha: float = 0.0
