@@ -54,11 +54,33 @@ def stem(word: str) -> str:
     return word[:-1] + "i" if len(word) > 3 and word.endswith("y") else word
 
 
-def spoken_of(words: Iterable[str], stems: Sequence[str] | set[str]) -> list[bool]:
-    """For each word whether the text with these stems speaks of it; abbreviations count (`config` by configuration, `arg` by argument)."""
+ABBREVIATIONS = {
+    short: long
+    for short, long in (
+        pair.split("=")
+        for pair in (
+            "addr=address arg=argument args=argument attr=attribute attrs=attribute buf=buffer cb=callback cfg=config char=character chars=character "
+            "cls=class cmd=command cnt=count col=column cols=column conf=config conn=connection coord=coordinate ctx=context cur=current cwd=directory "
+            "db=database def=definition del=delete dest=destination dict=dictionary dicts=dictionary dim=dimension dims=dimension dir=directory "
+            "dirs=directory doc=documentation dst=destination elem=element env=environment err=error exc=exception expr=expression ext=extension "
+            "fmt=format fn=function fs=filesystem func=function funcs=function gen=generate grad=gradient id=identifier idx=index img=image "
+            "impl=implementation info=information init=initialize int=integer ints=integer iter=iterate kw=keyword kwarg=keyword kwargs=keyword "
+            "lang=language len=length lib=library loc=location max=maximum mem=memory min=minimum mod=module msg=message msgs=message num=number "
+            "nums=number obj=object op=operation ops=operation opt=option opts=option param=parameter params=parameter pos=position prev=previous "
+            "proc=process prop=property props=property ptr=pointer py=python ref=reference refs=reference regex=regular req=request resp=response "
+            "res=result ret=return seq=sequence sep=separator sig=signature spec=specification src=source stat=statistic str=string strs=string "
+            "sync=synchronous temp=temporary tmp=temporary val=value vals=value var=variable vars=variable vec=vector"
+        ).split()
+    )
+}
+"""What programmers shorten, where cutting the word's end is not what they do."""
+
+
+def spoken_of(words: Iterable[str], stems: Iterable[str]) -> list[bool]:
+    """For each word whether a text with these stems speaks of it; abbreviations count (`config` by configuration, `arg` by argument)."""
     have = set(stems)
-    answers = []
-    for word in words:
-        key = stem(word)
-        answers.append(key in have or (len(key) >= 3 and any(other.startswith(key) or (len(other) >= 4 and key.startswith(other)) for other in have)))
-    return answers
+    return [any(key in have or _begins_another(key, have) for key in {stem(word), stem(ABBREVIATIONS.get(word, word))}) for word in words]
+
+
+def _begins_another(key: str, have: set[str]) -> bool:
+    return len(key) >= 4 and any(other.startswith(key) or (len(other) >= 4 and key.startswith(other)) for other in have)
