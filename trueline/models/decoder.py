@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import embedding, linear, rms_norm, silu
 from torch.utils.checkpoint import checkpoint
 
+from trueline.models import fused as fused_blocks
 from trueline.models.attention import Cache, Layout, attend
 from trueline.models.config import DecoderConfig
 from trueline.models.rope import rope
@@ -51,15 +52,22 @@ class Attention(nn.Module):
             self.q_norm, self.k_norm = Norm(E, config.rms_norm_eps), Norm(E, config.rms_norm_eps)
         self.qk_norm = config.qk_norm
 
-    def forward(self, x_TD: Tensor, turn: tuple[Tensor, Tensor], layout: Layout, cache: Cache | None) -> Tensor:
+    def project(self, x_TD: Tensor, turn: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """q, k, v of the normalised stream, q and k rotated."""
         T = x_TD.shape[0]
         q_THE = self.q_proj(x_TD).view(T, self.heads, self.width)
         k_TGE = self.k_proj(x_TD).view(T, self.kv_heads, self.width)
         v_TGE = self.v_proj(x_TD).view(T, self.kv_heads, self.width)
         if self.qk_norm:
             q_THE, k_TGE = self.q_norm(q_THE), self.k_norm(k_TGE)
-        out_THE = attend(rotate(q_THE, *turn), rotate(k_TGE, *turn), v_TGE, layout, cache, self.layer)
-        return self.o_proj(out_THE.flatten(1))
+        return rotate(q_THE, *turn), rotate(k_TGE, *turn), v_TGE
+
+    def project_fused(self, x_TD: Tensor, norm: Norm, turn: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """The same of the stream before its norm."""
+        projections = (self.q_proj, self.k_proj, self.v_proj)
+        head_norms = (self.q_norm.weight, self.k_norm.weight) if self.qk_norm else (None, None)
+        return fused_blocks.QKV.apply(x_TD, norm.weight, norm.eps, turn, self.width, *head_norms,
+                                      *(p.weight for p in projections), *(p.bias for p in projections))
 
 
 class MLP(nn.Module):
@@ -82,9 +90,17 @@ class Layer(nn.Module):
         self.input_layernorm = Norm(config.hidden_size, config.rms_norm_eps)
         self.post_attention_layernorm = Norm(config.hidden_size, config.rms_norm_eps)
 
-    def forward(self, x_TD: Tensor, turn: tuple[Tensor, Tensor], layout: Layout, cache: Cache | None) -> Tensor:
-        x_TD = x_TD + self.self_attn(self.input_layernorm(x_TD), turn, layout, cache)
-        return x_TD + self.mlp(self.post_attention_layernorm(x_TD))
+    def forward(self, x_TD: Tensor, turn: tuple[Tensor, Tensor], layout: Layout, cache: Cache | None, fused: bool) -> Tensor:
+        attention, mlp = self.self_attn, self.mlp
+        if fused and all(type(m) is nn.Linear for m in (attention.q_proj, attention.k_proj, attention.v_proj)):
+            q_THE, k_TGE, v_TGE = attention.project_fused(x_TD, self.input_layernorm, turn)
+        else:
+            q_THE, k_TGE, v_TGE = attention.project(self.input_layernorm(x_TD), turn)
+        x_TD = x_TD + attention.o_proj(attend(q_THE, k_TGE, v_TGE, layout, cache, attention.layer).flatten(1))
+        if fused and all(type(m) is nn.Linear and m.bias is None for m in (mlp.gate_proj, mlp.up_proj, mlp.down_proj)):
+            norm = self.post_attention_layernorm
+            return fused_blocks.MLP.apply(x_TD, norm.weight, norm.eps, mlp.gate_proj.weight, mlp.up_proj.weight, mlp.down_proj.weight)
+        return x_TD + mlp(self.post_attention_layernorm(x_TD))
 
 
 class Decoder(nn.Module):
@@ -97,6 +113,8 @@ class Decoder(nn.Module):
         """Recompute each layer in the backward pass instead of keeping its activations."""
         self.neftune_alpha = 0.0
         """NEFTune (2310.05914): uniform noise of at most alpha / sqrt(L D) on the embeddings while training, L = the sequence's own length."""
+        self.fused = True
+        """Use the hand-written blocks of fused.py. False calls every module, so that hooks on them fire."""
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(Layer(config, i) for i in range(config.num_hidden_layers))
         self.norm = Norm(config.hidden_size, config.rms_norm_eps)
@@ -127,9 +145,9 @@ class Decoder(nn.Module):
         turn = rope(self.config, layout.positions_T)
         for layer in self.layers:
             if self.activation_checkpointing and torch.is_grad_enabled():
-                x_TD = checkpoint(layer, x_TD, turn, layout, cache, use_reentrant=False)
+                x_TD = checkpoint(layer, x_TD, turn, layout, cache, self.fused, use_reentrant=False)
             else:
-                x_TD = layer(x_TD, turn, layout, cache)
+                x_TD = layer(x_TD, turn, layout, cache, self.fused)
         return self.norm(x_TD)
 
     def logits(self, ids: Tensor) -> Tensor:
