@@ -220,7 +220,7 @@ class ChatTemplate:
 
         `begin` is the first visible character; `end` lies behind the trailing white space when the template keeps it.
         """
-        first = _free_characters(text + "".join(_strings(list(messages))), 2 * len(messages))
+        first = _free_characters(text + "".join(strings(list(messages))), 2 * len(messages))
 
         def attempt(indices: Sequence[int], keep_trailing: bool) -> dict[int, tuple[int, int]]:
             marked = [
@@ -262,24 +262,25 @@ def messages_for_template(messages: Sequence[Message]) -> list[dict[str, Any]]:
     return shown
 
 
-def replace_strings(value: Any, change: re.Pattern[str], by: Mapping[str, str]) -> Any:
+def replacestrings(value: Any, change: re.Pattern[str], by: Mapping[str, str]) -> Any:
     """The same nested value with every match inside its strings replaced."""
     if isinstance(value, str):
         return change.sub(lambda match: by[match.group()], value)
     if isinstance(value, Mapping):
-        return {replace_strings(k, change, by): replace_strings(v, change, by) for k, v in value.items()}
+        return {replacestrings(k, change, by): replacestrings(v, change, by) for k, v in value.items()}
     if isinstance(value, list | tuple):
-        return [replace_strings(v, change, by) for v in value]
+        return [replacestrings(v, change, by) for v in value]
     return value
 
 
-def _strings(value: Any) -> list[str]:
+def strings(value: Any) -> list[str]:
+    """Every string inside a nested value, keys included."""
     if isinstance(value, str):
         return [value]
     if isinstance(value, Mapping):
-        return [s for v in value.values() for s in _strings(v)]
+        return [s for pair in value.items() for v in pair for s in strings(v)]
     if isinstance(value, list | tuple):
-        return [s for v in value for s in _strings(v)]
+        return [s for v in value for s in strings(v)]
     return []
 
 

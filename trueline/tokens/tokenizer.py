@@ -123,11 +123,9 @@ class Tokenizer:
             return _encoded(self._full, text)
         if ALIAS_HEAD not in text:
             return _encoded(self._plain, text)
-        # the text holds what may be an alias: cut behind every possible first character
-        parts = text.replace(ALIAS_HEAD, ALIAS_HEAD + "\0\0").split("\0\0") if "\0\0" not in text else list(text)
         shift = 0
         ids, offsets = [], []
-        for part in parts:
+        for part in re.split(f"(?<={ALIAS_HEAD})", text):  # no part can hold an alias
             part_ids, part_offsets = _encoded(self._plain, part)
             ids.append(part_ids)
             offsets.append(part_offsets + shift)
