@@ -262,14 +262,14 @@ def messages_for_template(messages: Sequence[Message]) -> list[dict[str, Any]]:
     return shown
 
 
-def replacestrings(value: Any, change: re.Pattern[str], by: Mapping[str, str]) -> Any:
+def replace_strings(value: Any, change: re.Pattern[str], by: Mapping[str, str]) -> Any:
     """The same nested value with every match inside its strings replaced."""
     if isinstance(value, str):
         return change.sub(lambda match: by[match.group()], value)
     if isinstance(value, Mapping):
-        return {replacestrings(k, change, by): replacestrings(v, change, by) for k, v in value.items()}
+        return {replace_strings(k, change, by): replace_strings(v, change, by) for k, v in value.items()}
     if isinstance(value, list | tuple):
-        return [replacestrings(v, change, by) for v in value]
+        return [replace_strings(v, change, by) for v in value]
     return value
 
 
