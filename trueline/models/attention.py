@@ -143,6 +143,11 @@ def common_prefix(ids: Sequence[np.ndarray]) -> int:
     return shared
 
 
+def tree_tokens(row: Row) -> int:
+    """Positions that `Layout.tree` spends on a row."""
+    return row.num_tokens - (len(row.ids) - 1) * common_prefix(row.ids)
+
+
 def _layout(ids: Sequence[np.ndarray], scored: Sequence[np.ndarray], paths: Sequence[np.ndarray], spans: tuple[Span, ...]) -> Layout:
     """`paths[s]` holds the flat index of every token of sequence s."""
     if not len(ids) or any(len(x) == 0 for x in ids):

@@ -96,8 +96,8 @@ class DecoderConfig:
             pad_token_id=raw.get("pad_token_id"),
         )
 
-    def to_hf(self, *, head: str = "tokens") -> dict[str, Any]:
-        """The config.json that transformers reads; `head` is "tokens" (causal LM) or "scalar" (one-label classifier)."""
+    def to_hf(self, *, head: str = "tokens", dtype: object = "float32") -> dict[str, Any]:
+        """The config.json that transformers reads; `head` is "tokens" (causal LM) or "scalar" (one-label classifier), `dtype` the weights'."""
         prefix = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3"}[self.model_type]
         raw: dict[str, Any] = {
             "architectures": [prefix + ("ForCausalLM" if head == "tokens" else "ForSequenceClassification")],
@@ -123,7 +123,8 @@ class DecoderConfig:
             "bos_token_id": self.bos_token_id,
             "eos_token_id": list(self.eos_token_id) if isinstance(self.eos_token_id, tuple) else self.eos_token_id,
             "pad_token_id": self.pad_token_id,
-            "torch_dtype": "float32",
+            "dtype": str(dtype).removeprefix("torch."),
+            "torch_dtype": str(dtype).removeprefix("torch."),
         }
         if self.model_type in ("llama", "qwen3"):
             raw["attention_bias"] = self.qkv_bias

@@ -161,3 +161,16 @@ class Decoder(nn.Module):
         c = self.config
         return Cache.new(c.num_hidden_layers, num_slots, max_length, c.num_key_value_heads, c.head_dim,
                          dtype or self.embed_tokens.weight.dtype, str(self.device))
+
+
+class ScalarModel(nn.Module):
+    """A decoder with a linear score of each sequence's last token. Saved as Hugging Face's *ForSequenceClassification, one label."""
+
+    def __init__(self, decoder: Decoder) -> None:
+        super().__init__()
+        self.decoder = decoder
+        self.score = nn.Linear(decoder.config.hidden_size, 1, bias=False)
+
+    def forward(self, layout: Layout) -> Tensor:
+        """Scores [S], float32."""
+        return self.score(self.decoder(layout)[layout.last_S]).squeeze(1).float()

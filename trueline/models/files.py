@@ -1,6 +1,7 @@
 """Models on disk, in the Hugging Face layout: config.json, model.safetensors (or shards with an index), generation_config.json.
 
     new_model(config, seed)   load_model(path or hub id)   save_model(model, dir)
+    load_scalar_model(path or hub id)                      reward models, stored as one-label sequence classifiers
 
 Only safetensors are read: pickled weights can run code. Names and shapes are checked against the config before anything is
 allocated. Left out: tokenizer files (trueline.tokens copies them), adapters, quantised weights.
@@ -10,7 +11,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +23,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from trueline.models.config import DecoderConfig
-from trueline.models.decoder import Decoder, Norm
+from trueline.models.decoder import Decoder, ScalarModel
 
 
 def new_model(config: DecoderConfig, seed: int = 0) -> Decoder:
@@ -35,12 +38,16 @@ def new_model(config: DecoderConfig, seed: int = 0) -> Decoder:
     return model
 
 
-def save_model(model: Decoder, folder: str | Path, *, max_shard_bytes: int = 5 << 30) -> Path:
-    """Writes the model; transformers reads it with AutoModelForCausalLM."""
+def save_model(model: Decoder | ScalarModel, folder: str | Path, *, max_shard_bytes: int = 5 << 30) -> Path:
+    """Writes the model; transformers reads it with AutoModelForCausalLM or AutoModelForSequenceClassification.
+
+    A classifier needs config.pad_token_id there to score a padded batch; it must not be a token that ends sequences.
+    """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    _write_json(folder / "config.json", model.config.to_hf())
-    c = model.config
+    scalar = isinstance(model, ScalarModel)
+    c = model.decoder.config if isinstance(model, ScalarModel) else model.config
+    _write_json(folder / "config.json", c.to_hf(head="scalar" if scalar else "tokens", dtype=next(model.parameters()).dtype))
     ids = {"bos_token_id": c.bos_token_id, "eos_token_id": c.to_hf()["eos_token_id"], "pad_token_id": c.pad_token_id}
     _write_json(folder / "generation_config.json", {k: v for k, v in ids.items() if v is not None})
     _write_tensors(folder, {hf_name(k): v for k, v in model.state_dict().items()}, max_shard_bytes)
@@ -50,16 +57,43 @@ def save_model(model: Decoder, folder: str | Path, *, max_shard_bytes: int = 5 <
 def load_model(source: str | Path, *, dtype: torch.dtype = torch.float32, device: str = "cpu") -> Decoder:
     """Reads a Hugging Face directory, or a hub id when no such directory exists."""
     folder = find(source)
-    config = read_config(folder)
+    config, classifier = read_config(folder)
+    if classifier:
+        raise ValueError(f"{folder}: a sequence classifier (reward model), not a language model; use load_scalar_model.")
     with torch.device("meta"):
         model = Decoder(config, str(folder))
-    fill(model, {hf_name(k): k for k in model.state_dict()}, folder, dtype, device)
+    _fill(model, folder, dtype, device)
+    return model
+
+
+def load_scalar_model(source: str | Path, *, dtype: torch.dtype = torch.float32, device: str = "cpu",
+                      pad_token_id: int | None = None, seed: int = 0) -> ScalarModel:
+    """Reads a one-label sequence classifier; or starts one from a language model, with a random score (normal, initializer_range).
+
+    `pad_token_id` fills in a config that has none.
+    """
+    folder = find(source)
+    config, classifier = read_config(folder)
+    if config.pad_token_id is None and pad_token_id is not None:
+        config = replace(config, pad_token_id=pad_token_id)
+    if not classifier:
+        decoder = load_model(folder, dtype=dtype, device=device)
+        if not config.tie_word_embeddings:
+            del decoder.lm_head
+        decoder.config = replace(config, tie_word_embeddings=True)  # a classifier has no output head of its own
+        model = ScalarModel(decoder)
+        nn.init.normal_(model.score.weight, std=config.initializer_range, generator=torch.Generator().manual_seed(seed))
+        model.score.to(device=device, dtype=dtype)
+        return model
+    with torch.device("meta"):
+        model = ScalarModel(Decoder(replace(config, tie_word_embeddings=True), str(folder)))
+    _fill(model, folder, dtype, device)
     return model
 
 
 def hf_name(name: str) -> str:
-    """The stored name of a decoder's parameter."""
-    return name if name.startswith("lm_head.") else f"model.{name}"
+    """The stored name of a parameter of a Decoder or a ScalarModel."""
+    return name if name.startswith(("lm_head.", "score.")) else f"model.{name.removeprefix('decoder.')}"
 
 
 def find(source: str | Path) -> Path:
@@ -79,15 +113,19 @@ def find(source: str | Path) -> Path:
         raise ValueError(f"{name}: no such directory, and the hub did not give it ({type(error).__name__}).") from error
 
 
-def read_config(folder: Path) -> DecoderConfig:
+def read_config(folder: Path) -> tuple[DecoderConfig, bool]:
+    """The config, and whether it is a sequence classifier's."""
     path = folder / "config.json"
     if not path.is_file():
         raise ValueError(f"{folder}: config.json is missing; a model directory has config.json and model.safetensors.")
-    return DecoderConfig.from_hf(json.loads(path.read_text(encoding="utf-8")), str(path))
+    raw = json.loads(path.read_text(encoding="utf-8"))
+    classifier = (raw.get("architectures") or [""])[0].endswith("ForSequenceClassification")
+    return DecoderConfig.from_hf(raw, str(path)), classifier
 
 
-def fill(model: nn.Module, names: dict[str, str], folder: Path, dtype: torch.dtype, device: str) -> None:
-    """Gives a model on the meta device its stored tensors; `names` maps stored names to parameters."""
+def _fill(model: Decoder | ScalarModel, folder: Path, dtype: torch.dtype, device: str) -> None:
+    """Gives a model on the meta device its stored tensors."""
+    names = {hf_name(name): name for name in model.state_dict()}
     wanted = {stored: model.get_parameter(name).shape for stored, name in names.items()}
     files = _files(folder)
     found = {key: (path, shape) for path in files for key, shape in _shapes(path)}
@@ -149,15 +187,21 @@ def _write_tensors(folder: Path, tensors: dict[str, Tensor], max_shard_bytes: in
         shards[-1][name] = tensor.detach().cpu().contiguous()
         size += count
     if len(shards) == 1:
-        save_file(shards[0], folder / "model.safetensors", metadata={"format": "pt"})
+        _write_shard(shards[0], folder / "model.safetensors")
         return
     weight_map: dict[str, str] = {}
     for i, shard in enumerate(shards, 1):
         name = f"model-{i:05d}-of-{len(shards):05d}.safetensors"
-        save_file(shard, folder / name, metadata={"format": "pt"})
+        _write_shard(shard, folder / name)
         weight_map |= dict.fromkeys(shard, name)
     total = sum(t.numel() * t.element_size() for t in tensors.values())
     _write_json(folder / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": weight_map})
+
+
+def _write_shard(tensors: dict[str, Tensor], path: Path) -> None:
+    part = path.with_suffix(".part")
+    save_file(tensors, part, metadata={"format": "pt"})
+    os.replace(part, path)  # a reader, or a model loaded from this very file, never sees half of it
 
 
 def _write_json(path: Path, value: dict[str, Any]) -> None:

@@ -1,0 +1,114 @@
+"""Every family against transformers: weights saved there and loaded here, and the reverse."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from tests.models.conftest import loud, sequences
+from trueline.models.attention import Layout
+from trueline.models.files import load_model, load_scalar_model, save_model
+
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+
+SMALL = dict(vocab_size=61, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+             max_position_embeddings=64, pad_token_id=0, bos_token_id=1, eos_token_id=2)
+LLAMA3 = dict(rope_type="llama3", rope_theta=1000.0, factor=4.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=16)
+YARN = dict(rope_type="yarn", rope_theta=1000.0, factor=4.0, original_max_position_embeddings=16)
+FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama2": ("Llama", {"num_key_value_heads": 4}),
+    "llama3": ("Llama", {"rope_parameters": LLAMA3, "eos_token_id": [2, 3]}),
+    "llama_bias": ("Llama", {"attention_bias": True, "mlp_bias": True, "head_dim": 16}),
+    "llama_linear": ("Llama", {"rope_parameters": dict(rope_type="linear", rope_theta=10000.0, factor=2.0)}),
+    "yi": ("Llama", {"rope_parameters": dict(rope_type="default", rope_theta=5e6), "rms_norm_eps": 1e-5}),
+    "smollm": ("Llama", {"tie_word_embeddings": True, "num_attention_heads": 9, "num_key_value_heads": 3, "hidden_size": 36}),
+    "mistral": ("Mistral", {"sliding_window": None}),
+    "mistral_window": ("Mistral", {"sliding_window": 40, "head_dim": 16}),
+    "qwen2": ("Qwen2", {"tie_word_embeddings": True}),
+    "qwen2_yarn": ("Qwen2", {"rope_parameters": YARN}),
+    "qwen3": ("Qwen3", {"head_dim": 16, "tie_word_embeddings": True}),
+    "qwen3_bias": ("Qwen3", {"head_dim": 8, "attention_bias": True}),
+}
+
+
+def theirs(name: str, fields: dict[str, Any], kind: str = "ForCausalLM") -> Any:
+    import transformers
+
+    model = getattr(transformers, name + kind)(getattr(transformers, name + "Config")(**{**SMALL, **fields})).eval()
+    loud(model)
+    return model
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_logits_equal_transformers_both_ways(family: str, tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    reference = theirs(*FAMILIES[family])
+    reference.save_pretrained(tmp_path / "theirs")
+    ids = torch.from_numpy(sequences(0, [40])[0]).long()
+    with torch.no_grad():
+        expected = reference(ids[None]).logits[0]
+        ours = load_model(tmp_path / "theirs")
+        torch.testing.assert_close(ours.logits(ids), expected, atol=1e-4, rtol=0)
+        save_model(ours, tmp_path / "ours", max_shard_bytes=20_000)
+        assert len(list((tmp_path / "ours").glob("*.safetensors"))) > 1
+        back, info = AutoModelForCausalLM.from_pretrained(tmp_path / "ours", output_loading_info=True)
+        assert not info["missing_keys"] and not info["unexpected_keys"]
+        assert back.config.eos_token_id == reference.config.eos_token_id
+        torch.testing.assert_close(back.eval()(ids[None]).logits[0], expected, atol=1e-4, rtol=0)
+        torch.testing.assert_close(load_model(tmp_path / "ours").logits(ids), ours.logits(ids), atol=0, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["Llama", "Mistral", "Qwen2", "Qwen3"])
+def test_scores_equal_transformers_both_ways(name: str, tmp_path: Path) -> None:
+    from transformers import AutoModelForSequenceClassification
+
+    reference = theirs(name, {"num_labels": 1}, "ForSequenceClassification")
+    reference.save_pretrained(tmp_path / "theirs")
+    ids = [x % 58 + 3 for x in sequences(1, [9, 17, 4])]
+    padded = torch.zeros(3, 17, dtype=torch.long)
+    for row, x in zip(padded, ids, strict=True):
+        row[: len(x)] = torch.from_numpy(x)
+    with torch.no_grad():
+        expected = reference(padded, attention_mask=(padded != 0).long()).logits[:, 0]
+        ours = load_scalar_model(tmp_path / "theirs")
+        torch.testing.assert_close(ours(Layout.packed(ids)), expected, atol=1e-4, rtol=0)
+        save_model(ours, tmp_path / "ours")
+        back, info = AutoModelForSequenceClassification.from_pretrained(tmp_path / "ours", output_loading_info=True)
+        assert not info["missing_keys"] and not info["unexpected_keys"] and back.config.num_labels == 1
+        torch.testing.assert_close(back.eval()(padded, attention_mask=(padded != 0).long()).logits[:, 0], expected, atol=1e-4, rtol=0)
+
+
+def test_config_keys_of_older_transformers(tmp_path: Path) -> None:
+    reference = theirs("Llama", {"rope_parameters": LLAMA3})
+    reference.save_pretrained(tmp_path)
+    raw = json.loads((tmp_path / "config.json").read_text())
+    scaling = raw.pop("rope_parameters")
+    raw |= {"rope_theta": scaling.pop("rope_theta"), "rope_scaling": scaling}
+    (tmp_path / "config.json").write_text(json.dumps(raw))
+    ids = torch.from_numpy(sequences(0, [40])[0]).long()
+    with torch.no_grad():
+        torch.testing.assert_close(load_model(tmp_path).logits(ids), reference(ids[None]).logits[0], atol=1e-4, rtol=0)
+
+
+def test_gradients_equal_transformers(tmp_path: Path) -> None:
+    from trueline.models.head import token_logps
+
+    reference = theirs("Qwen3", {"head_dim": 8, "tie_word_embeddings": True})
+    reference.save_pretrained(tmp_path)
+    ours = load_model(tmp_path)
+    x = sequences(2, [30])[0]
+    layout = Layout.packed([x])
+    token_logps(ours(layout), ours.head_weight, layout).logps_N.sum().backward()
+    ids = torch.from_numpy(x).long()[None]
+    logps = reference(ids).logits[0, :-1].log_softmax(-1)
+    logps[np.arange(29), ids[0, 1:]].sum().backward()
+    for name, parameter in ours.named_parameters():
+        expected = reference.get_parameter("model." + name).grad
+        torch.testing.assert_close(parameter.grad, expected, atol=1e-5 * float(expected.abs().max()), rtol=0)

@@ -1,0 +1,79 @@
+"""Sequences in, one number each out: the scalar head of reward models, and the scorers that objectives are handed.
+
+    ScalarModel   hidden state of a sequence's last token x score_D -> scores_S       (trained, saved as a sequence classifier)
+    PolicyScorer  frozen decoder -> summed log-probabilities of the scored tokens     (a Scorer)
+    RewardScorer  frozen ScalarModel -> scores                                        (a Scorer)
+
+Left out: value heads per token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from trueline.models.attention import Layout, tree_tokens
+from trueline.models.decoder import Decoder, ScalarModel
+from trueline.models.files import fingerprint
+from trueline.models.head import token_logps
+from trueline.records import Row
+
+
+class PolicyScorer:
+    """Summed log-probabilities of the scored tokens under a frozen decoder: the reference of DPO and its kin."""
+
+    def __init__(self, model: Decoder, *, temperature: float = 1.0, max_tokens: int = 8192, bf16: bool = False) -> None:
+        self.model, self.temperature, self.max_tokens, self.bf16 = model, temperature, max_tokens, bf16
+        self.fingerprint = fingerprint(model)
+
+    def score(self, rows: Sequence[Row]) -> list[np.ndarray]:
+        """For each row float32 [K]."""
+
+        def sums(layout: Layout) -> Tensor:
+            logps_N = token_logps(self.model(layout), self.model.head_weight, layout, temperature=self.temperature).logps_N
+            return logps_N.new_zeros(layout.num_sequences).index_add_(0, layout.sequence_of_N, logps_N)
+
+        return _score(self.model, rows, sums, self.max_tokens, self.bf16)
+
+
+class RewardScorer:
+    """Scores of a frozen reward model."""
+
+    def __init__(self, model: ScalarModel, *, max_tokens: int = 8192, bf16: bool = False) -> None:
+        self.model, self.max_tokens, self.bf16 = model, max_tokens, bf16
+        self.fingerprint = fingerprint(model)
+
+    def score(self, rows: Sequence[Row]) -> list[np.ndarray]:
+        """For each row float32 [K]."""
+        return _score(self.model, rows, self.model, self.max_tokens, self.bf16)
+
+
+def _score(model: nn.Module, rows: Sequence[Row], run: Callable[[Layout], Tensor], max_tokens: int, bf16: bool) -> list[np.ndarray]:
+    device = next(model.parameters()).device
+    was_training = model.training
+    model.eval()
+    out: list[np.ndarray] = []
+    with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+        for batch in _batches(rows, max_tokens):
+            scores_S = run(Layout.tree(batch).to(device)).float().cpu().numpy()
+            out.extend(np.split(scores_S, np.cumsum([len(row.ids) for row in batch])[:-1]))
+    model.train(was_training)
+    return out
+
+
+def _batches(rows: Sequence[Row], max_tokens: int) -> Iterator[list[Row]]:
+    """Consecutive rows within the token budget; a row above it goes alone."""
+    batch: list[Row] = []
+    used = 0
+    for row in rows:
+        size = tree_tokens(row)
+        if batch and used + size > max_tokens:
+            yield batch
+            batch, used = [], 0
+        batch.append(row)
+        used += size
+    if batch:
+        yield batch
