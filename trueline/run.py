@@ -310,8 +310,8 @@ class Bar:
 
 
 def tensorboard_sink(folder: str | Path) -> Sink:
-    """Event files for TensorBoard in `folder`/tensorboard: protobuf Events framed by length and crc32c, written here so that
-    no package is needed. After a resume, TensorBoard drops what it had read from that step on."""
+    """Event files for TensorBoard in `folder`/tensorboard: protobuf Events framed by length and crc32c, written here
+    so that no package is needed. After a resume, TensorBoard drops what it had read from that step on."""
     path: Path | None = None
     table = [_crc_entry(byte) for byte in range(256)]
 
