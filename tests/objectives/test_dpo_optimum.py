@@ -34,7 +34,9 @@ class Table(nn.Module):
 
     def __init__(self, seed: int):
         super().__init__()
-        logits = torch.randn(VOCAB**LONGEST, VOCAB, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).float()
+        logits = torch.randn(
+            VOCAB**LONGEST, VOCAB, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+        ).float()
         logits[:, 0] = -30.0  # the prompt's token is not a response token
         self.logits = nn.Parameter(logits)
         self.register_buffer("head_weight", torch.eye(VOCAB))
@@ -81,7 +83,9 @@ def distribution(policy: Table) -> np.ndarray:
 def row(pair: list[tuple[int, ...]], **numbers: list[float]) -> Row:
     ids = tuple(np.array((0, *y), dtype=np.int32) for y in pair)
     scored = tuple(np.arange(len(x)) > 0 for x in ids)
-    return Row(ids=ids, scored=scored, numbers={name: np.array(value, dtype=np.float32) for name, value in numbers.items()})
+    return Row(
+        ids=ids, scored=scored, numbers={name: np.array(value, dtype=np.float32) for name, value in numbers.items()}
+    )
 
 
 def optimum(reference: Table, reward: np.ndarray) -> np.ndarray:
@@ -118,7 +122,9 @@ def reward() -> np.ndarray:
 def test_exact_preferences_lead_to_the_optimum(reward: np.ndarray) -> None:
     reference, policy = Table(1), Table(1)
     crew = Crew(reference=Exact(reference))
-    everything = row(responses(), counts=list(np.exp(reward)))  # one prompt, 15 responses: counts in these ratios are the preferences
+    everything = row(
+        responses(), counts=list(np.exp(reward))
+    )  # one prompt, 15 responses: counts in these ratios are the preferences
     assert variation(distribution(policy), optimum(reference, reward)) > 0.1
     fit(policy, [everything], crew)
     assert variation(distribution(policy), optimum(reference, reward)) < 1e-3

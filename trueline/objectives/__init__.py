@@ -14,5 +14,6 @@ def discover() -> dict[str, type[Any]]:
     for module in pkgutil.iter_modules(__path__):
         for thing in vars(importlib.import_module(f"{__name__}.{module.name}")).values():
             if isinstance(thing, type) and dataclasses.is_dataclass(thing) and "verb" in vars(thing):
-                assert found.setdefault(thing.verb, thing) is thing, f"two objectives are called {thing.verb}"
+                verb = vars(thing)["verb"]
+                assert found.setdefault(verb, thing) is thing, f"two objectives are called {verb}"
     return dict(sorted(found.items()))

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 import numpy as np
 from torch import Tensor, nn
 
-from trueline.models.attention import Layout, common_prefix
+from trueline.models.attention import Layout, tree_tokens
 from trueline.models.head import token_logps
 from trueline.protocols import Crew
 from trueline.records import Row
@@ -88,21 +88,20 @@ class Objective(Protocol):
         ...
 
 
-def positions(row: Row) -> int:
-    """Token positions of a row in a layout: a prefix that all its sequences share counts once."""
-    return row.num_tokens - (len(row.ids) - 1) * common_prefix(row.ids)
-
-
-def microbatches(rows: Sequence[Row], budget: Budget, weights_of: Callable[[Sequence[Row]], Mapping[str, float]]) -> list[Batch]:
+def microbatches(
+    rows: Sequence[Row], budget: Budget, weights_of: Callable[[Sequence[Row]], Mapping[str, float]]
+) -> list[Batch]:
     """One optimizer step over stored rows: microbatches within the budget, rows of like length together.
 
     Rows of one length are computed in one piece and the order does not change the gradient, so the rows are sorted by length.
     """
-    sizes = [positions(row) for row in rows]
+    sizes = [tree_tokens(row) for row in rows]
     for row, size in zip(rows, sizes, strict=True):
         if size > budget.tokens:
             name = row.key[:12] or "without a key"
-            raise ValueError(f"row {name} takes {size} token positions and max_tokens_per_batch is {budget.tokens}: raise it or lower max_length")
+            raise ValueError(
+                f"row {name} takes {size} token positions and max_tokens_per_batch is {budget.tokens}: raise it or lower max_length"
+            )
     groups: list[list[Row]] = []
     used = 0
     for index in np.argsort(np.array(sizes), kind="stable")[::-1]:
@@ -123,5 +122,8 @@ def cross_entropy(model: Any, batch: Batch) -> Losses:
     """Sum of -log p over the scored tokens of a language model, with accuracy and entropy per token."""
     scores = token_logps(model(batch.layout), model.head_weight, batch.layout)
     count = float(len(scores.logps_N))
-    metrics = {"mean_token_accuracy": (scores.correct_N.float().sum(), count), "entropy": (scores.entropy_N.sum(), count)}
+    metrics = {
+        "mean_token_accuracy": (scores.correct_N.float().sum(), count),
+        "entropy": (scores.entropy_N.sum(), count),
+    }
     return Losses({"loss": -scores.logps_N.sum()}, metrics)

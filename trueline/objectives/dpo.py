@@ -4,7 +4,7 @@
     L = sum_pairs w [ q l(h) + (1 - q) l(-h) ] / sum_pairs w
 
     sigmoid   l(h) = -log sigmoid(beta h)       Rafailov et al., 2305.18290, equation 7
-    ipo       l(h) = (h - 1/(2 beta))^2         Azar et al., 2310.12036, equation 17: summed log-probs as in the paper (TRL averages over tokens)
+    ipo       l(h) = (h - 1/(2 beta))^2         Azar et al., 2310.12036, equation 17; summed log-probs, as in the paper
     hinge     l(h) = max(0, 1 - beta h)         Liu et al. (RSO), 2309.06657; Zhao et al. (SLiC), 2305.10425
     robust    sigmoid with q = (p - e) / (1 - 2e): unbiased when a share e of the labels is flipped (Chowdhury et al., 2403.00409)
 
@@ -14,7 +14,7 @@ pi(y|x) proportional to pi_ref(y|x) exp(r(x,y)/beta).
 
 Reference log-probs are not computed here: `annotate` asks the crew's reference once per row, before training.
 The paper prints its gradient with y_w and y_l swapped in appendix A.4; the weight is sigmoid(-beta h), large for misranked pairs.
-Simplified: AdamW instead of the paper's RMSprop.
+Simplified: AdamW instead of the paper's RMSprop. TRL's IPO averages log-probs over tokens; ours sums them.
 
 Legend: N scored tokens, S sequences, P pairs.
 """
@@ -107,7 +107,9 @@ class DPO:
         ratio_S = logps_S - numbers_of(batch.rows, "reference_logps", logps_S.device)
         pairs = pairs_of(batch.rows, logps_S.device)
         loss_P = self.pair_loss(ratio_S[pairs.first_P] - ratio_S[pairs.second_P], pairs.preferred_P)
-        return Losses({"loss": (pairs.weight_P * loss_P).sum()}, self.metrics(logps_S.detach(), ratio_S.detach(), pairs))
+        return Losses(
+            {"loss": (pairs.weight_P * loss_P).sum()}, self.metrics(logps_S.detach(), ratio_S.detach(), pairs)
+        )
 
     def pair_loss(self, h_P: Tensor, preferred_P: Tensor) -> Tensor:
         """The loss of each pair, from h and the preference."""

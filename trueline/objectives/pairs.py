@@ -58,9 +58,14 @@ def pairs_of(rows: Sequence[Row], device: torch.device | str = "cpu") -> Pairs:
     first, second, preferred_, weights = (np.array(column) for column in zip(*table, strict=True))
     ahead = preferred_ >= 0.5
     decided = (weights > 0) & (preferred_ != 0.5)
-    integers = (torch.from_numpy(x.astype(np.int64)) for x in (first, second, np.where(ahead, first, second), np.where(ahead, second, first)))
+    integers = (
+        torch.from_numpy(x.astype(np.int64))
+        for x in (first, second, np.where(ahead, first, second), np.where(ahead, second, first))
+    )
     first_P, second_P, chosen_P, rejected_P = (x.to(device) for x in integers)
-    preferred_P, weight_P, decided_P = (torch.from_numpy(x.astype(np.float32)).to(device) for x in (preferred_, weights, decided))
+    preferred_P, weight_P, decided_P = (
+        torch.from_numpy(x.astype(np.float32)).to(device) for x in (preferred_, weights, decided)
+    )
     return Pairs(first_P, second_P, preferred_P, weight_P, chosen_P, rejected_P, decided_P)
 
 
@@ -82,4 +87,6 @@ def pair_weights(rows: Sequence[Row]) -> dict[str, float]:
 
 def numbers_of(rows: Sequence[Row], name: str, device: torch.device | str = "cpu") -> Tensor:
     """One number per sequence [S], row by row."""
-    return torch.from_numpy(np.concatenate([np.asarray(row.numbers[name], dtype=np.float32) for row in rows])).to(device)
+    return torch.from_numpy(np.concatenate([np.asarray(row.numbers[name], dtype=np.float32) for row in rows])).to(
+        device
+    )

@@ -1,6 +1,6 @@
 """The training loop, its feeds, optimizers and checkpoints. It knows no method; methods are `trueline.objectives`.
 
-    train(objective, model, rows, out=...) -> model folder
+train(objective, model, rows, out=...) -> model folder
 """
 
 from trueline.train.api import train

@@ -1,13 +1,19 @@
-"""`train`: one call from rows to a model folder; the same call again goes on where it was stopped.
+"""`train`: one call from data to a model folder; the same call again goes on where it was stopped.
 
-    folder = train(NextToken(), "base", rows, out="runs/one", tokenizer=tok, max_steps=1000)
+    folder = train(SFT(), "base", "pairs.jsonl", out="runs/sft", learning_rate=1e-4, eval_share=0.05)
+    print(plan(SFT(), "base", "pairs.jsonl", learning_rate=1e-4))           the same, looked at before anything is done
 
-Left out: what rows mean (rows), how they become ids (tokens), what a step does (loop).
+    out/  config.json model.safetensors tokenizer.json README.md ...      the model
+          run.json metrics.jsonl samples.jsonl rejects.jsonl              the run
+          checkpoint-500/ ...                                             where it can go on
+
+Left out: what a step does (loop), what is in a checkpoint (checkpoint).
 """
 
 from __future__ import annotations
 
 import dataclasses
+import os
 import random
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,88 +23,258 @@ import numpy as np
 import torch
 from torch import nn
 
-from trueline.models.decoder import Decoder
+from trueline.models.attention import tree_tokens
+from trueline.models.decoder import Decoder, ScalarModel
 from trueline.models.files import fingerprint as weights_fingerprint
-from trueline.models.files import load_model, save_model
+from trueline.models.files import load_model, load_scalar_model, save_model
+from trueline.models.scorer import PolicyScorer
 from trueline.objectives.base import Objective
 from trueline.protocols import Crew
 from trueline.records import Row
-from trueline.run import Run
+from trueline.run import Run, Sink
 from trueline.store import fingerprint
+from trueline.tokens import Tokenizer, load_tokenizer, preview
 from trueline.tokens.encode import row_key
-from trueline.tokens.tokenizer import Tokenizer
-from trueline.train.checkpoint import TrainState, checkpoints, load_checkpoint, newest_checkpoint
-from trueline.train.config import SCHEDULES, TrainConfig, flatten, identity, override
+from trueline.tokens.preview import Segments
+from trueline.train.card import write_card
+from trueline.train.checkpoint import checkpoints, load_checkpoint, newest_checkpoint
+from trueline.train.config import TrainConfig, flatten, identity, override
+from trueline.train.data import Data, encode
 from trueline.train.feed import StoredFeed, hold_out
 from trueline.train.loop import Draw, run_loop
 from trueline.train.optim import adamw, warmup_of
+from trueline.train.reference_cache import CachedScorer
+from trueline.train.state import TrainState
+
+Model = Decoder | ScalarModel
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """A call to `train`, resolved, before any weights are touched."""
+
+    objective: Objective
+    config: TrainConfig
+    tokenizer: Tokenizer | None
+    rows: Sequence[Row]
+    held: Sequence[Row]
+    data: tuple[dict[str, Any], ...]
+    """Per source: source, rows, fingerprint."""
+    notes: tuple[str, ...]
+    """What was read, cut and left out, in sentences."""
+
+    @property
+    def total_steps(self) -> int:
+        return self.config.total_steps(len(self.rows))
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What a call to `train` would do."""
+
+    verb: str
+    settings: dict[str, Any]
+    """The resolved configuration, flat, the objective's fields included."""
+    numbers: dict[str, int | float]
+    """rows, eval_rows, rows_per_step, steps, warmup_steps, tokens, scored_tokens, positions_per_step, ..."""
+    notes: tuple[str, ...]
+    samples: tuple[list[Segments], ...]
+    """The first rows, decoded: per sequence its stretches of (text, trained on)."""
+
+    def __str__(self) -> str:
+        lines = [*self.notes, *(f"{name} = {value}" for name, value in {**self.settings, **self.numbers}.items())]
+        for number, row in enumerate(self.samples, 1):
+            for sequence in row:
+                lines.append(
+                    f"sample {number}: " + "".join(f"[{text}]" if scored else text for text, scored in sequence)
+                )
+        return "\n".join(lines)
 
 
 def train(
     objective: Objective,
-    model: str | Path | Decoder,
-    rows: Sequence[Row],
+    model: str | Path | Model,
+    rows: Data,
     *,
     out: str | Path,
     tokenizer: Tokenizer | None = None,
-    eval_rows: Sequence[Row] | None = None,
+    eval_rows: Data | None = None,
     crew: Crew | None = None,
     config: TrainConfig | None = None,
     draw: Draw | None = None,
-    sinks: Sequence[Any] = (),
+    sinks: Sequence[Sink] = (),
     **overrides: Any,
 ) -> Path:
-    """Train and return the model folder `out`. Options not given are the objective's defaults, then TrainConfig's."""
-    config = override(config or override(TrainConfig(), **objective.defaults), **overrides)
-    held: Sequence[Row] = eval_rows or ()
-    if eval_rows is None and config.evals.eval_share > 0:
-        rows, held = hold_out(rows, config.evals.eval_share)
-    policy = model if isinstance(model, Decoder) else load_model(model)
-    total = config.total_steps(len(rows))
-    data = {"rows": len(rows), "train": rows_fingerprint(rows), "eval": rows_fingerprint(held)}
+    """Train and return the model's folder, `out`.
+
+    model      a folder, a hub id, or a model in memory, which is trained in place
+    rows       a path or hub id, records, or encoded rows; eval_rows likewise
+    config     default: the objective's defaults over TrainConfig's; `overrides` are its fields by flat name
+    crew       helpers; a missing reference is made from the model as it is at the start
+    draw       called every sample_steps with the live model: returns samples to print and keep
+    """
+    out = Path(out)
+    rejects = out.with_name(f".{out.name}.rejects.jsonl")  # moved into the folder once it is known to be ours
+    job = resolve(objective, model, rows, eval_rows, tokenizer, config, overrides, rejects)
+    policy = _load(objective, model, job)
+    crew = crew or Crew()
     method = {"method": objective.verb} | dataclasses.asdict(objective)  # type: ignore[call-overload]
-    same = {"objective": method, "model": weights_fingerprint(policy), "data": data, "config": identity(config)}
-    about = {"objective": method, "model": policy.source, "data": data, "config": flatten(config)}
+    base = str(model) if isinstance(model, str | Path) else _decoder(policy).source
+    start = weights_fingerprint(policy)
+    data = [one["fingerprint"] for one in job.data]
+    same = {"objective": method, "model": start, "data": data, "config": identity(job.config)}
+    if crew.reference is not None:
+        same["reference"] = crew.reference.fingerprint
+    about = {"objective": method, "model": base, "data": job.data, "config": flatten(job.config)}
 
     def write_model(live: nn.Module, folder: Path) -> None:
+        assert isinstance(live, Decoder | ScalarModel)
         save_model(live, folder)
-        if tokenizer is not None:
-            tokenizer.save(folder)
+        if job.tokenizer is not None:
+            job.tokenizer.save(folder)
 
-    with Run(out, about, identity=same, total=total, sinks=sinks) as run:
+    with Run(out, about, identity=same, total=job.total_steps, sinks=sinks) as run:
+        if rejects.exists():
+            os.replace(rejects, run.folder / "rejects.jsonl")
         if run.finished:
-            run.event(f"{run.folder} is finished: nothing to do (a higher max_steps would go on)")
+            run.event(f"{run.folder} is finished: nothing to do (a higher max_steps goes on)")
             return run.folder
-        seed_everything(config.seed)
-        policy.activation_checkpointing = config.gradient_checkpointing
-        policy.to(config.device)
-        optimizer = adamw(policy, config.optim)
-        limit = None if config.max_steps > 0 else round(config.num_train_epochs * len(rows))
-        feed = StoredFeed(rows, config.rows_per_step, config.seed, limit)
-        state = resume(run, policy, optimizer, feed, config, total)
-        state = run_loop(objective, policy, optimizer, feed, crew or Crew(), config, run, state,
-                         write_model=write_model, eval_rows=held, draw=draw)  # fmt: skip
-        if config.save.load_best_model_at_end and state.best_step:
+        for note in (*job.notes, describe(job)):
+            run.event(note)
+        seed_everything(job.config.seed)
+        _decoder(policy).activation_checkpointing = job.config.gradient_checkpointing
+        policy.to(job.config.device)
+        if "reference" in objective.needs:
+            crew = with_reference(crew, policy, start, job, run)
+        optimizer = adamw(policy, job.config.optim)
+        limit = None if job.config.max_steps > 0 else job.config.row_limit(len(job.rows))
+        feed = StoredFeed(job.rows, job.config.rows_per_step, job.config.seed, limit)
+        state = resume(run, policy, optimizer, feed, job)
+        state = run_loop(objective, policy, optimizer, feed, crew, job.config, run, state,
+                         write_model=write_model, eval_rows=job.held, draw=draw)  # fmt: skip
+        if job.config.save.load_best_model_at_end and state.best_step:
             copy_weights(policy, run.folder / f"checkpoint-{state.best_step}")
+            run.event(f"the model is that of step {state.best_step}, best by {job.config.evals.metric_for_best_model}")
         write_model(policy, run.folder)
+        write_card(run.folder, objective, base, job.data)
         run.finish({"steps": state.step, "num_tokens": state.num_tokens, **state.last_eval})
     return run.folder
 
 
-def resume(run: Run, model: nn.Module, optimizer: torch.optim.Optimizer, feed: StoredFeed, config: TrainConfig, total: int) -> TrainState:
+def plan(
+    objective: Objective,
+    model: str | Path | Model,
+    rows: Data,
+    *,
+    tokenizer: Tokenizer | None = None,
+    eval_rows: Data | None = None,
+    config: TrainConfig | None = None,
+    samples: int = 3,
+    **overrides: Any,
+) -> Plan:
+    """What `train` would do with the same arguments; loads no weights and writes nothing."""
+    job = resolve(objective, model, rows, eval_rows, tokenizer, config, overrides, None)
+    sizes = [tree_tokens(row) for row in job.rows]
+    numbers: dict[str, int | float] = {
+        "rows": len(job.rows),
+        "eval_rows": len(job.held),
+        "rows_per_step": job.config.rows_per_step,
+        "steps": job.total_steps,
+        "warmup_steps": warmup_of(job.config.optim, job.total_steps),
+        "tokens": sum(row.num_tokens for row in job.rows),
+        "scored_tokens": sum(int(scored.sum()) for row in job.rows for scored in row.scored),
+        "positions": sum(sizes),
+        "longest_row": max(sizes),
+        "positions_per_step": round(sum(sizes) / len(sizes) * job.config.rows_per_step),
+    }
+    shown = tuple(preview(row, job.tokenizer) for row in job.rows[:samples]) if job.tokenizer is not None else ()
+    settings = dataclasses.asdict(objective) | flatten(job.config)  # type: ignore[call-overload]
+    return Plan(objective.verb, settings, numbers, job.notes, shown)
+
+
+def resolve(
+    objective: Objective,
+    model: str | Path | Model,
+    rows: Data,
+    eval_rows: Data | None,
+    tokenizer: Tokenizer | None,
+    config: TrainConfig | None,
+    overrides: dict[str, Any],
+    rejects: Path | None,
+) -> Job:
+    """Options and data of a call, all read and encoded."""
+    config = override(config or override(TrainConfig(), **objective.defaults), **overrides)
+    folder = str(model) if isinstance(model, str | Path) else _decoder(model).source
+    if tokenizer is None and folder and not (Path(folder).is_dir() and not (Path(folder) / "tokenizer.json").is_file()):
+        tokenizer = load_tokenizer(folder)
+    given = encode(rows, objective, tokenizer, config.max_length, rejects)
+    train_rows, held, notes = given.rows, list[Row](), given.lines(config.max_length)
+    data = [{"source": given.source, "rows": len(given.rows), "fingerprint": rows_fingerprint(given.rows)}]
+    if eval_rows is not None:
+        more = encode(eval_rows, objective, tokenizer, config.max_length)
+        held = list(more.rows)
+        notes += [f"evaluation: {line}" for line in more.lines(config.max_length)]
+        data.append({"source": more.source, "rows": len(held), "fingerprint": rows_fingerprint(held)})
+    elif config.evals.eval_share > 0:
+        train_rows, held = hold_out(given.rows, config.evals.eval_share)
+        notes.append(
+            f"{len(held):,} rows are held out for evaluation (eval_share {config.evals.eval_share}, by prompt)"
+        )
+    longest = max(tree_tokens(row) for row in (*train_rows, *held))
+    if longest > config.max_tokens_per_batch:
+        raise ValueError(
+            f"the longest row takes {longest} token positions and max_tokens_per_batch is {config.max_tokens_per_batch}: "
+            "raise it or lower max_length"
+        )
+    return Job(objective, config, tokenizer, train_rows, held, tuple(data), tuple(notes))
+
+
+def describe(job: Job) -> str:
+    """The resolved run in one line."""
+    config, steps = job.config, job.total_steps
+    precision = "bfloat16 autocast" if config.bf16 else "float32"
+    return (
+        f"{job.objective.verb}: {steps:,} steps of {config.rows_per_step} rows ({config.per_device_train_batch_size} x "
+        f"{config.gradient_accumulation_steps}, at most {config.max_tokens_per_batch:,} positions at a time), learning rate "
+        f"{config.optim.learning_rate:g} {config.optim.lr_scheduler_type}, warm-up {warmup_of(config.optim, steps)} steps, "
+        f"{precision} on {config.device}, seed {config.seed}"
+    )
+
+
+def with_reference(crew: Crew, policy: Model, start: str, job: Job, run: Run) -> Crew:
+    """The crew with reference log-probs of all rows at hand: from disk, or computed now with the model as it starts."""
+    config = job.config
+    folder = Path(config.save.reference_cache) if config.save.reference_cache else run.folder.parent / ".reference"
+    given = crew.reference
+    name = (given.fingerprint if given is not None else start) + ("-bf16" if config.bf16 else "")
+    if given is None:
+        assert isinstance(policy, Decoder)
+        given = PolicyScorer(policy, max_tokens=config.max_tokens_per_batch, bf16=config.bf16)
+    cached = CachedScorer(given, name, folder)
+    everything = [*job.rows, *job.held]
+    with run.progress(len(everything), "reference log-probs") as bar:
+        cached.fill(everything, bar.update)
+    read = len(everything) - cached.computed
+    run.event(f"reference log-probs: {cached.computed:,} rows computed, {read:,} read from {cached.folder}")
+    cached.scorer = None  # the policy is about to change: nothing may be scored with it from now on
+    return dataclasses.replace(crew, reference=cached)
+
+
+def resume(run: Run, model: Model, optimizer: torch.optim.Optimizer, feed: StoredFeed, job: Job) -> TrainState:
     """The state to go on from: the newest whole checkpoint's, else the start's."""
+    total, optim = job.total_steps, job.config.optim
     path = newest_checkpoint(run.folder, run.event) if checkpoints(run.folder) else None
     if path is None:
         run.truncate(0)
-        return TrainState(warmup_steps=warmup_of(config.optim, total), total_steps=total)
+        return TrainState(warmup_steps=warmup_of(optim, total), total_steps=total)
     copy_weights(model, path)
     state, position = load_checkpoint(path, model, optimizer)
     feed.load(position)
-    if total != state.total_steps and config.optim.lr_scheduler_type != "constant":
+    if total != state.total_steps and optim.lr_scheduler_type != "constant":
         raise ValueError(
-            f"{run.folder} was planned for {state.total_steps} steps and this command asks for {total}, which would change its "
-            f"{config.optim.lr_scheduler_type} schedule: give max_steps = {state.total_steps}, or start anew from {path} "
-            f"with another --out (one of {', '.join(SCHEDULES)}: constant can be extended)"
+            f"{run.folder} has a {optim.lr_scheduler_type} schedule of {state.total_steps} steps, and this command asks "
+            f"for {total}: give max_steps = {state.total_steps}, or train {path} further with another --out "
+            "(only lr_scheduler_type constant can be extended)"
         )
     state.total_steps = total
     run.truncate(state.step)
@@ -106,15 +282,32 @@ def resume(run: Run, model: nn.Module, optimizer: torch.optim.Optimizer, feed: S
     return state
 
 
-def copy_weights(model: nn.Module, folder: Path) -> None:
+def copy_weights(model: Model, folder: Path) -> None:
     """The stored weights of a checkpoint into a live model."""
+    stored = load_scalar_model(folder) if isinstance(model, ScalarModel) else load_model(folder)
     with torch.no_grad():
-        model.load_state_dict(load_model(folder).state_dict())
+        model.load_state_dict(stored.state_dict())
+
+
+def _load(objective: Objective, model: str | Path | Model, job: Job) -> Model:
+    if isinstance(model, str | Path):
+        if objective.head == "tokens":
+            return load_model(model)
+        pad = job.tokenizer.pad_id if job.tokenizer is not None else None
+        return load_scalar_model(model, pad_token_id=pad, seed=job.config.seed)
+    if (objective.head == "scalar") != isinstance(model, ScalarModel):
+        wanted = "ScalarModel" if objective.head == "scalar" else "Decoder"
+        raise ValueError(f"{objective.verb} trains a {wanted}, not a {type(model).__name__}")
+    return model
+
+
+def _decoder(model: Model) -> Decoder:
+    return model.decoder if isinstance(model, ScalarModel) else model
 
 
 def rows_fingerprint(rows: Sequence[Row]) -> str:
     """Names the rows and their order: ids, masks and numbers."""
-    return fingerprint([[row_key(row.ids, row.scored), {name: np.asarray(value) for name, value in row.numbers.items()}] for row in rows])
+    return fingerprint([[row_key(row.ids, row.scored), dict(row.numbers)] for row in rows])
 
 
 def seed_everything(seed: int) -> None:

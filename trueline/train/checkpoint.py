@@ -4,11 +4,11 @@
       config.json  model.safetensors  generation_config.json  tokenizer.json ...    the Hugging Face layout: loads as a model
       optimizer.safetensors     moments and step counters by parameter name
       rng.safetensors           torch's generators
-      trainer_state.json        step, feed position, schedule, best metric, sums since the last log, python's and numpy's generators
+      trainer_state.json        step, feed position, schedule, best metric, sums since the last log, other generators
       complete.json             size and sha256 of every other file; written last
 
-A folder is written under another name, synced and renamed. One without a true complete.json is not a checkpoint: it is passed
-over for the one before. Never pickle.
+A folder is written under another name, synced and renamed. One without a true complete.json is not a checkpoint: it is
+passed over for the one before. Never pickle.
 
 Left out: sharded state of several ranks.
 """
@@ -21,7 +21,6 @@ import random
 import re
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,26 +31,9 @@ from torch import nn
 
 from trueline.store import file_fingerprint, sync_directory, write_atomic
 from trueline.train.optim import load_optimizer_tensors, optimizer_tensors
+from trueline.train.state import TrainState
 
 MARKER = "complete.json"
-
-
-@dataclass
-class TrainState:
-    """What changes while a run goes on, beside weights and optimizer: plain JSON."""
-
-    step: int = 0
-    num_tokens: int = 0
-    warmup_steps: int = 0
-    total_steps: int = 0
-    best_metric: float | None = None
-    best_step: int = 0
-    evaluations_without_gain: int = 0
-    window: dict[str, tuple[float, float]] = field(default_factory=dict)
-    """Sums and counts since the last log."""
-    last_eval: dict[str, float] = field(default_factory=dict)
-    done: bool = False
-    """Ended before total_steps: early stopping."""
 
 
 def save_checkpoint(
@@ -65,14 +47,17 @@ def save_checkpoint(
     """Write folder/checkpoint-N; after a crash at any moment it is there whole, or not at all."""
     target = folder / f"checkpoint-{state.step}"
     temporary = folder / f".checkpoint-{state.step}.tmp"
-    for stale in (temporary, target):  # a target that is there was found incomplete, or this process would not write it again
+    for stale in (
+        temporary,
+        target,
+    ):  # a target that is there was found incomplete, or this process would not write it again
         if stale.exists():
             shutil.rmtree(stale)
     temporary.mkdir(parents=True)
     write_model(model, temporary)
     save_file(optimizer_tensors(model, optimizer), temporary / "optimizer.safetensors")
     save_file(_torch_generators(), temporary / "rng.safetensors")
-    about = {"state": asdict(state), "feed": feed, "python": random.getstate(), "numpy": _numpy_generator()}
+    about = {"state": state.to_json(), "feed": feed, "python": random.getstate(), "numpy": _numpy_generator()}
     (temporary / "trainer_state.json").write_text(json.dumps(about, indent=1), encoding="utf-8")
     files = {}
     for path in sorted(temporary.iterdir()):
@@ -85,8 +70,10 @@ def save_checkpoint(
     return target
 
 
-def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[TrainState, dict[str, Any]]:
-    """Restore optimizer and generators; returns the state and the feed's position. The model's weights were loaded from `path` before."""
+def load_checkpoint(
+    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer
+) -> tuple[TrainState, dict[str, Any]]:
+    """Restore optimizer and generators; returns the state and the feed's position. Weights are the caller's to load."""
     about = json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
     load_optimizer_tensors(model, optimizer, load_file(path / "optimizer.safetensors"))
     version, internal, gauss = about["python"]
@@ -94,9 +81,7 @@ def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimiz
     name, keys, *rest = about["numpy"]
     np.random.set_state((name, np.array(keys, dtype=np.uint32), *rest))
     _restore_torch(load_file(path / "rng.safetensors"))
-    fields = about["state"]
-    fields["window"] = {name: (total, count) for name, (total, count) in fields["window"].items()}
-    return TrainState(**fields), about["feed"]
+    return TrainState.from_json(about["state"]), about["feed"]
 
 
 def is_complete(path: Path) -> bool:
@@ -111,8 +96,8 @@ def is_complete(path: Path) -> bool:
 
 def checkpoints(folder: Path) -> list[tuple[int, Path]]:
     """(step, path) of all that are named like one, newest first."""
-    found = [(int(match.group(1)), path) for path in folder.glob("checkpoint-*") if (match := re.fullmatch(r"checkpoint-(\d+)", path.name))]
-    return sorted(found, reverse=True)
+    named = ((re.fullmatch(r"checkpoint-(\d+)", path.name), path) for path in folder.glob("checkpoint-*"))
+    return sorted(((int(match.group(1)), path) for match, path in named if match), reverse=True)
 
 
 def newest_checkpoint(folder: Path, say: Callable[[str], None]) -> Path | None:

@@ -5,7 +5,8 @@
       save    SaveConfig     checkpoints
       evals   EvalConfig     evaluation, best checkpoint, early stopping, samples
 
-Field names are unique over all four, so the command line and `override` take them flat: `override(config, learning_rate=1e-4)`.
+Field names are unique over all four, so the command line and `override` take them flat:
+`override(config, learning_rate=1e-4)`.
 What a method needs (beta, ...) is a field of its objective, not of these.
 """
 
@@ -85,7 +86,9 @@ class EvalConfig:
     @property
     def maximize(self) -> bool:
         """`greater_is_better`, resolved."""
-        return not self.metric_for_best_model.endswith("loss") if self.greater_is_better is None else self.greater_is_better
+        if self.greater_is_better is not None:
+            return self.greater_is_better
+        return not self.metric_for_best_model.endswith("loss")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,7 +110,7 @@ class TrainConfig:
     gradient_accumulation_steps: int = 1
     """Multiplies the rows per step; the gradient is that of one batch of all of them."""
     max_tokens_per_batch: int = 8192
-    """Most token positions per microbatch, a shared prompt counted once; a step is cut into as many microbatches as it takes."""
+    """Most positions per microbatch, a shared prompt counted once; a step is cut into as many microbatches as it takes."""
     max_length: int = 1024
     """Longest sequence in tokens; what is cut is counted and shown."""
     logging_steps: int = 10
@@ -122,9 +125,15 @@ class TrainConfig:
     """Where to compute: cpu, cuda, cuda:1, mps."""
 
     def __post_init__(self) -> None:
-        for name in ("per_device_train_batch_size", "gradient_accumulation_steps", "max_tokens_per_batch", "max_length", "logging_steps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}: it must be at least 1")
+        for name, value in (
+            ("per_device_train_batch_size", self.per_device_train_batch_size),
+            ("gradient_accumulation_steps", self.gradient_accumulation_steps),
+            ("max_tokens_per_batch", self.max_tokens_per_batch),
+            ("max_length", self.max_length),
+            ("logging_steps", self.logging_steps),
+        ):
+            if value < 1:
+                raise ValueError(f"{name} is {value}: it must be at least 1")
         if self.max_steps <= 0 and self.num_train_epochs <= 0:
             raise ValueError("give max_steps or num_train_epochs a value above 0")
 
@@ -135,13 +144,18 @@ class TrainConfig:
 
     def total_steps(self, num_rows: int) -> int:
         """Steps of the whole run over `num_rows` rows."""
-        return self.max_steps if self.max_steps > 0 else max(1, -(-round(self.num_train_epochs * num_rows) // self.rows_per_step))
+        return self.max_steps if self.max_steps > 0 else max(1, -(-self.row_limit(num_rows) // self.rows_per_step))
+
+    def row_limit(self, num_rows: int) -> int:
+        """Rows handed out in num_train_epochs passes."""
+        return round(self.num_train_epochs * num_rows)
 
 
 PLACEMENT = (
-    "max_steps", "num_train_epochs", "per_device_train_batch_size", "gradient_accumulation_steps", "max_tokens_per_batch",
-    "gradient_checkpointing", "device", "logging_steps", "sample_steps", *(item.name for item in dataclasses.fields(SaveConfig)),
-)  # fmt: skip
+    *("max_steps", "num_train_epochs", "per_device_train_batch_size", "gradient_accumulation_steps"),
+    *("max_tokens_per_batch", "gradient_checkpointing", "device", "logging_steps", "sample_steps"),
+    *(item.name for item in dataclasses.fields(SaveConfig)),
+)
 """Fields that may differ when a run goes on: they say where and how long, not what."""
 
 
@@ -156,7 +170,8 @@ def flatten(config: TrainConfig) -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for item in dataclasses.fields(config):
         value = getattr(config, item.name)
-        flat |= dataclasses.asdict(value) if dataclasses.is_dataclass(value) else {item.name: value}
+        nested = isinstance(value, OptimConfig | SaveConfig | EvalConfig)
+        flat |= dataclasses.asdict(value) if nested else {item.name: value}
     return flat
 
 

@@ -2,8 +2,8 @@
 
     StoredFeed   rows that exist: a round is the rows of one optimizer step
 
-The order is a pure function of (seed, epoch), so the whole state is one integer: the rows handed out so far. Steps run over
-the end of an epoch into the next; only the run's last step may be short.
+The order is a pure function of (seed, epoch), so the whole state is one integer: the rows handed out so far. Steps run
+over the end of an epoch into the next; only the run's last step may be short.
 
 Left out: feeds of fresh rollouts (align makes them; the same three methods).
 """
@@ -73,9 +73,9 @@ class StoredFeed:
 
 
 def prompt_of(row: Row) -> bytes:
-    """What must not be split between training and evaluation: the ids before the first scored token, or the key of a row without prompt."""
+    """What must not be split between training and evaluation: the ids before the first scored token; without any, all."""
     first = int(np.argmax(row.scored[0]))
-    return row.ids[0][:first].astype(np.int32).tobytes() if first > 1 else (row.key.encode() or row.ids[0].astype(np.int32).tobytes())
+    return row.ids[0][: first if first > 1 else None].astype("<i4").tobytes()
 
 
 def hold_out(rows: Sequence[Row], share: float) -> tuple[list[Row], list[Row]]:
@@ -86,5 +86,6 @@ def hold_out(rows: Sequence[Row], share: float) -> tuple[list[Row], list[Row]]:
         place = int.from_bytes(hashlib.sha256(prompt_of(row)).digest()[:8], "big") / 2**64
         (held if place < share else train).append(row)
     if share > 0 and (not held or not train):
-        raise ValueError(f"eval_share {share} of {len(rows)} rows leaves {len(train)} to train on and {len(held)} to evaluate on: pass eval_data")
+        left = f"leaves {len(train)} to train on and {len(held)} to evaluate on"
+        raise ValueError(f"eval_share {share} of {len(rows)} rows {left}: pass eval_data, or another share")
     return train, held

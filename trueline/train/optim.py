@@ -30,7 +30,7 @@ def warmup_of(config: OptimConfig, total_steps: int) -> int:
     return config.warmup_steps if config.warmup_steps > 0 else math.ceil(config.warmup_ratio * total_steps)
 
 
-def learning_rate(config: OptimConfig, step: int, *, warmup_steps: int, total_steps: int) -> float:
+def learning_rate(config: OptimConfig, step: int, warmup_steps: int, total_steps: int) -> float:
     """Rate of the step numbered from 0: linear warm-up, then cosine, linear or constant down to min_lr_ratio."""
     if step < warmup_steps:
         return config.learning_rate * (step + 1) / (warmup_steps + 1)
@@ -50,8 +50,10 @@ def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dic
     return tensors
 
 
-def load_optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor]) -> None:
-    """Back from `optimizer_tensors`, each tensor on its parameter's device (the step counter stays where fused kernels want it)."""
+def load_optimizer_tensors(
+    model: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor]
+) -> None:
+    """Back from `optimizer_tensors`, each tensor on its parameter's device."""
     parameters = dict(model.named_parameters())
     for full, value in tensors.items():
         key, name = full.split("/", 1)

@@ -2,8 +2,9 @@
 
     folder/<fingerprint of the weights>/<name of its first row>.safetensors      row -> float32 [K]
 
-A row's name is made of the very ids and flags that are scored, so a change of tokenizer, template, length or text makes another
-name: nothing in here can be stale. Shards are written whole or not at all; an unreadable one is computed anew.
+A row's name is the hash of the very ids and flags that are scored: a change of tokenizer, template, length or text
+makes another name, so nothing in here can be stale. Shards are written whole or not at all; an unreadable one is
+computed anew.
 
 Left out: deleting (remove the folder).
 """
@@ -27,29 +28,31 @@ SHARD = 512
 
 
 class CachedScorer:
-    """A Scorer that remembers. The scorer itself is made by `make` only when something is missing."""
+    """A Scorer that remembers."""
 
-    def __init__(self, make: Callable[[], Scorer], fingerprint: str, folder: Path):
-        self.make, self.fingerprint, self.folder = make, fingerprint, folder / fingerprint
+    def __init__(self, scorer: Scorer | None, fingerprint: str, folder: Path):
+        """`scorer` computes what is missing; without one, something missing is a fault of ours."""
+        self.scorer, self.fingerprint, self.folder = scorer, fingerprint, folder / fingerprint
         self.known: dict[str, np.ndarray] = {}
         self.computed = 0
         """Rows that were not on disk."""
         for path in sorted(self.folder.glob("*.safetensors")):
             try:
                 self.known |= load_file(path)
-            except (SafetensorError, OSError):
-                path.unlink(missing_ok=True)
+            except SafetensorError:
+                path.unlink()
 
     def fill(self, rows: Sequence[Row], progress: Callable[[int], None] = lambda done: None) -> None:
-        """Score what is missing, shard by shard in the order of the rows, then let the scorer go."""
-        scorer: Scorer | None = None
+        """Score what is missing, shard by shard in the order of the rows."""
         names = [row_key(row.ids, row.scored) for row in rows]
         for start in range(0, len(rows), SHARD):
-            missing = {name: row for name, row in zip(names[start : start + SHARD], rows[start : start + SHARD], strict=True) if name not in self.known}
+            shard = dict(zip(names[start : start + SHARD], rows[start : start + SHARD], strict=True))
+            missing = {name: row for name, row in shard.items() if name not in self.known}
             if missing:
-                scorer = scorer or self.make()
-                found = dict(zip(missing, scorer.score(list(missing.values())), strict=True))
-                write_atomic(self.folder / f"{next(iter(found))}.safetensors", save({name: np.asarray(value, np.float32) for name, value in found.items()}))
+                assert self.scorer is not None, "the reference is asked for rows that it was not given before training"
+                scores = self.scorer.score(list(missing.values()))
+                found = {name: np.asarray(score_K, np.float32) for name, score_K in zip(missing, scores, strict=True)}
+                write_atomic(self.folder / f"{next(iter(found))}.safetensors", save(found))
                 self.known |= found
                 self.computed += len(found)
             progress(min(len(rows), start + SHARD))

@@ -1,0 +1,158 @@
+"""Whatever a caller has (a path, records, rows) to rows of ids, with everything left out counted and kept.
+
+Left out: formats (rows), templates and masks (tokens), order (feed).
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TextIO
+
+from trueline.objectives.base import Objective
+from trueline.records import Comparison, Conversation, Document, Record, Row
+from trueline.rows import Rows, read_rows
+from trueline.tokens import EncodeStats, Tokenizer, encode_comparison, encode_conversation
+from trueline.tokens.encode import documents_ids, window_rows
+
+Data = str | Path | Iterable[Record] | Sequence[Row]
+DOCUMENTS = 256
+"""Documents tokenised at a time, over threads."""
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Rows, and what became of the data on the way."""
+
+    rows: Sequence[Row]
+    source: str
+    """The path as it was given, or what else it was."""
+    format: str = ""
+    rejected: Counter[str] = field(default_factory=Counter)
+    """Reason -> records that gave no row, in reading or encoding."""
+    stats: EncodeStats = field(default_factory=EncodeStats)
+
+    def lines(self, max_length: int) -> list[str]:
+        """One sentence per thing that people should know."""
+        said = f"{len(self.rows):,} rows from {self.source}" + (f" ({self.format})" if self.format else "")
+        lines = [said]
+        if self.rejected:
+            reasons = "; ".join(f"{reason} ({count:,})" for reason, count in self.rejected.most_common(5))
+            lines.append(f"{self.rejected.total():,} rows were left out, kept in rejects.jsonl: {reasons}")
+        if self.stats.cut_rows:
+            cut = f"{self.stats.cut_rows:,} rows were cut to max_length {max_length}"
+            lines.append(f"{cut}: {self.stats.cut_tokens:,} tokens lost")
+        if self.stats.straddled:
+            lines.append(f"{self.stats.straddled:,} rows have a token across prompt and response; it is not trained on")
+        if self.stats.spelled:
+            lines.append(f"{self.stats.spelled:,} rows spell a control token; it was encoded as plain characters")
+        return lines
+
+
+def encode(
+    data: Data, objective: Objective, tokenizer: Tokenizer | None, max_length: int, rejects: Path | None = None
+) -> Encoded:
+    """Rows for an objective. Rows pass as they are; records are rendered and tokenised; a path is read first."""
+    if isinstance(data, str | Path):
+        rows = read_rows(data, objective.record, rejects=rejects)
+        return _records(rows, str(data), objective, _needed(tokenizer), max_length, rejects)
+    if isinstance(data, Rows):
+        return _records(data, ", ".join(data.paths), objective, _needed(tokenizer), max_length, rejects or data.rejects)
+    items = data if isinstance(data, Sequence) else list(data)
+    if items and isinstance(items[0], Row):
+        _check_length(items, max_length)  # type: ignore[arg-type]
+        return Encoded(items, f"{len(items):,} encoded rows")  # type: ignore[arg-type]
+    wrong = [type(item).__name__ for item in items if not isinstance(item, objective.record)]
+    if wrong:
+        needed = objective.record.__name__
+        raise ValueError(
+            f"{objective.verb} trains on {needed} records, and {len(wrong)} of {len(items)} are {wrong[0]}"
+        )
+    return _records(items, f"{len(items):,} records", objective, _needed(tokenizer), max_length, rejects)  # type: ignore[arg-type]
+
+
+def _records(
+    records: Iterable[Record], source: str, objective: Objective, tok: Tokenizer, max_length: int, rejects: Path | None
+) -> Encoded:
+    stats = EncodeStats()
+    rows: list[Row] = []
+    lost: list[tuple[Record, str]] = []
+    if objective.record is Document:
+        texts: list[str] = []
+        for record in records:
+            assert isinstance(record, Document)
+            texts.append(record.text)
+            if len(texts) == DOCUMENTS:
+                rows += window_rows(documents_ids(texts, tok), max_length, stats)
+                texts = []
+        rows += window_rows(documents_ids(texts, tok), max_length, stats) if texts else []
+    else:
+        for record in records:
+            before = stats.dropped.copy()
+            row = encode_record(record, tok, max_length, stats)
+            if row is None:
+                lost.append((record, next(iter(stats.dropped - before))))
+            else:
+                rows.append(row)
+    read = records if isinstance(records, Rows) else None
+    if rejects is not None and lost:
+        rejects.parent.mkdir(parents=True, exist_ok=True)
+        with open(rejects, "a", encoding="utf-8", newline="\n") as file:
+            for record, reason in lost:
+                _write(file, record, reason)
+    rejected = stats.dropped + (read.rejected if read is not None else Counter())
+    if not rows:
+        reasons = "; ".join(f"{reason} ({count})" for reason, count in rejected.most_common(3))
+        raise ValueError(f"{source}: no row can be trained on{': ' + reasons if reasons else ''}")
+    return Encoded(rows, source, read.format if read is not None else "", rejected, stats)
+
+
+def encode_record(record: Record, tok: Tokenizer, max_length: int, stats: EncodeStats) -> Row | None:
+    """One record that is one row."""
+    match record:
+        case Conversation():
+            return encode_conversation(record, tok, max_length, stats)
+        case Comparison():
+            return encode_comparison(record, tok, max_length, stats)
+    raise ValueError(f"{type(record).__name__} records cannot be trained on yet")
+
+
+def _write(file: TextIO, record: Any, reason: str) -> None:
+    name, _, line = record.source.rpartition(":")
+    about = {"file": name or record.source, "line": int(line) if name and line.isdigit() else None, "reason": reason}
+    file.write(json.dumps(about, ensure_ascii=False) + "\n")
+
+
+def _needed(tokenizer: Tokenizer | None) -> Tokenizer:
+    if tokenizer is None:
+        raise ValueError("text needs a tokenizer: pass tokenizer=load_tokenizer(DIR), or a model folder that holds one")
+    return tokenizer
+
+
+def _check_length(rows: Sequence[Row], max_length: int) -> None:
+    """Encoded rows are not cut: a response could lose its end unseen."""
+    for row in rows:
+        longest = max(len(ids) for ids in row.ids)
+        if longest > max_length:
+            name = row.key[:12] or "without a key"
+            raise ValueError(
+                f"row {name} has {longest} tokens and max_length is {max_length}: raise it or encode again"
+            )
+
+
+def keep_rows(path: Path, rows: Sequence[Row]) -> Path:
+    """Write rows for people to look at."""
+    about = [
+        {
+            "key": row.key,
+            "ids": [ids.tolist() for ids in row.ids],
+            "scored": [scored.astype(int).tolist() for scored in row.scored],
+            "numbers": {name: [str(value) for value in values] for name, values in row.numbers.items()},
+        }
+        for row in rows
+    ]
+    path.write_text(json.dumps(about), encoding="utf-8")
+    return path
