@@ -19,7 +19,7 @@ from trueline.records import Messages, Row, Sample, Sampling
 class Sampler(Protocol):
     """Draws responses from a policy."""
 
-    def sample(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[list[Sample]]:
+    def sample(self, prompts: Sequence[Sequence[int] | np.ndarray], sampling: Sampling) -> list[list[Sample]]:
         """For each prompt (token ids) its `sampling.n` samples."""
         ...
 

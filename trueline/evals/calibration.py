@@ -113,7 +113,9 @@ def pair_calibration(gaps: Values, *, bins: int = 15, gap_bins: int = 5, seed: i
     """Calibration of a reward model from its gaps: score of the preferred response minus score of the other, per pair."""
     gap_N = np.asarray(gaps, dtype=np.float64)
     if gap_N.ndim != 1 or len(gap_N) == 0 or not np.isfinite(gap_N).all():
-        raise ValueError(f"pair_calibration needs a list of finite score gaps, got shape {gap_N.shape}: score some pairs first")
+        raise ValueError(
+            f"pair_calibration needs a list of finite score gaps, got shape {gap_N.shape}: score some pairs first"
+        )
     correct_N = np.where(gap_N > 0, 1.0, np.where(gap_N < 0, 0.0, 0.5))
     size_N = np.abs(gap_N)
     confidence_N = 1 / (1 + np.exp(-size_N))
@@ -173,7 +175,9 @@ def _sigmoid(x: np.ndarray) -> np.ndarray:
 def _checked(confidence: Values, correct: Values) -> tuple[np.ndarray, np.ndarray]:
     confidence_N, correct_N = np.asarray(confidence, dtype=np.float64), np.asarray(correct, dtype=np.float64)
     if confidence_N.ndim != 1 or confidence_N.shape != correct_N.shape or len(confidence_N) == 0:
-        raise ValueError(f"confidence and outcome must match one to one, got {confidence_N.shape} and {correct_N.shape}")
+        raise ValueError(
+            f"confidence and outcome must match one to one, got {confidence_N.shape} and {correct_N.shape}"
+        )
     if not ((confidence_N >= 0) & (confidence_N <= 1)).all():
         raise ValueError("confidence must lie between 0 and 1: pass probabilities, not logits")
     return confidence_N, correct_N

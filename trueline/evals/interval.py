@@ -71,7 +71,9 @@ def paired_difference(
 ) -> Interval:
     """Mean of a - b, value by value on the same prompts, with a bootstrap interval over prompts."""
     if len(a) != len(b):
-        raise ValueError(f"paired values must match one to one, got {len(a)} and {len(b)}: score both on the same prompts")
+        raise ValueError(
+            f"paired values must match one to one, got {len(a)} and {len(b)}: score both on the same prompts"
+        )
     difference_N = np.asarray(a, dtype=np.float64) - np.asarray(b, dtype=np.float64)
     return bootstrap_mean(difference_N, groups, level=level, resamples=resamples, seed=seed)
 
@@ -79,10 +81,14 @@ def paired_difference(
 def sign_test(wins: int, losses: int) -> float:
     """Exact two-sided p-value of `wins` against `losses` under a fair coin; ties are left out before the call."""
     if wins < 0 or losses < 0:
-        raise ValueError(f"sign_test needs counts >= 0, got wins={wins}, losses={losses}: leave ties out, do not subtract")
+        raise ValueError(
+            f"sign_test needs counts >= 0, got wins={wins}, losses={losses}: leave ties out, do not subtract"
+        )
     n, least = wins + losses, min(wins, losses)
     # sum of binomial weights in log space: 2^-n underflows for n > 1,000
-    logs = [math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1) - n * math.log(2) for k in range(least + 1)]
+    logs = [
+        math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1) - n * math.log(2) for k in range(least + 1)
+    ]
     return min(1.0, 2 * sum(math.exp(term) for term in logs))
 
 
@@ -96,7 +102,9 @@ def _units(values: Values, groups: Groups) -> tuple[np.ndarray, np.ndarray, int]
     """Checked values, the index of each value's prompt, and the number of prompts."""
     values_N = np.asarray(values, dtype=np.float64)
     if values_N.ndim != 1 or len(values_N) == 0:
-        raise ValueError(f"a mean needs at least one value in one dimension, got shape {values_N.shape}: nothing was scored")
+        raise ValueError(
+            f"a mean needs at least one value in one dimension, got shape {values_N.shape}: nothing was scored"
+        )
     if not np.isfinite(values_N).all():
         bad = int(np.flatnonzero(~np.isfinite(values_N))[0])
         raise ValueError(f"value {bad} is {values_N[bad]}: drop or repair scores that are not finite before averaging")

@@ -44,13 +44,17 @@ class KL:
         return to_plain(self)
 
 
-def kl_terms(policy_logps: Values, reference_logps: Values, estimator: str = "k1", *, clamp: float = 20.0) -> np.ndarray:
+def kl_terms(
+    policy_logps: Values, reference_logps: Values, estimator: str = "k1", *, clamp: float = 20.0
+) -> np.ndarray:
     """The estimator's term for every drawn item (token or sequence). lr above `clamp` is clamped in k3 only."""
     if estimator not in ESTIMATORS:
         raise ValueError(f"unknown KL estimator {estimator!r}: use one of {', '.join(ESTIMATORS)}")
     policy, reference = np.asarray(policy_logps, dtype=np.float64), np.asarray(reference_logps, dtype=np.float64)
     if policy.shape != reference.shape:
-        raise ValueError(f"log-probs of policy {policy.shape} and reference {reference.shape} differ in shape: score the same tokens")
+        raise ValueError(
+            f"log-probs of policy {policy.shape} and reference {reference.shape} differ in shape: score the same tokens"
+        )
     lr = reference - policy
     if estimator == "k1":
         return -lr
@@ -66,11 +70,17 @@ def sequence_kl(policy_logps: Values, reference_logps: Values, prompts: Groups =
 
 
 def kl_report(
-    policy_logps: Sequence[np.ndarray], reference_logps: Sequence[np.ndarray], prompts: Groups = None, *, clamp: float = 20.0
+    policy_logps: Sequence[np.ndarray],
+    reference_logps: Sequence[np.ndarray],
+    prompts: Groups = None,
+    *,
+    clamp: float = 20.0,
 ) -> KL:
     """All three estimators from per-token log-probs: one array per response, token by token."""
     if len(policy_logps) != len(reference_logps):
-        raise ValueError(f"{len(policy_logps)} responses under the policy, {len(reference_logps)} under the reference: score the same ones")
+        raise ValueError(
+            f"{len(policy_logps)} responses under the policy, {len(reference_logps)} under the reference: score the same ones"
+        )
     pairs = list(zip(policy_logps, reference_logps, strict=True))
     found = {
         name: normal_mean([float(kl_terms(policy, ref, name, clamp=clamp).sum()) for policy, ref in pairs], prompts)
@@ -86,7 +96,9 @@ def discrete_kl(p: Values, q: Values) -> float:
     """Exact sum of p log(p/q) over a listed set of outcomes; outcomes with p = 0 contribute 0."""
     p_V, q_V = np.asarray(p, dtype=np.float64), np.asarray(q, dtype=np.float64)
     if p_V.shape != q_V.shape:
-        raise ValueError(f"distributions over different sets, {p_V.shape} and {q_V.shape}: list the same outcomes in both")
+        raise ValueError(
+            f"distributions over different sets, {p_V.shape} and {q_V.shape}: list the same outcomes in both"
+        )
     held = p_V > 0
     if (q_V[held] <= 0).any():
         return float("inf")

@@ -58,7 +58,9 @@ def windows(ids: Sequence[int] | np.ndarray, start_id: int, max_length: int, *, 
     Window 0 is [start_id, ids...]; each later one repeats the `overlap` tokens before it as context.
     """
     if not 1 <= overlap < max_length:
-        raise ValueError(f"overlap must be at least 1 and below max_length, got overlap={overlap}, max_length={max_length}")
+        raise ValueError(
+            f"overlap must be at least 1 and below max_length, got overlap={overlap}, max_length={max_length}"
+        )
     stream = np.concatenate([[start_id], np.asarray(ids, dtype=np.int32)]).astype(np.int32)
     rows = []
     first = 1  # the next token to score
@@ -106,7 +108,9 @@ def perplexity(
         raise ValueError("perplexity was given no text: pass at least one document that is not empty")
     if not np.isfinite(nlls).all():
         bad = int(np.flatnonzero(~np.isfinite(nlls))[0])
-        raise ValueError(f"document {bad} has log-probability {-nlls[bad]}: the model gives NaN or zero probability on it")
+        raise ValueError(
+            f"document {bad} has log-probability {-nlls[bad]}: the model gives NaN or zero probability on it"
+        )
     return _summary(np.array(nlls), np.array(counts, dtype=np.float64))
 
 

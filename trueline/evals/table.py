@@ -21,10 +21,16 @@ def markdown(rows: Sequence[Mapping[str, Any]], columns: Sequence[str] = (), *, 
     widths = [max([3, len(name), *(len(line[i]) for line in cells)]) for i, name in enumerate(names)]
 
     def line(parts: Sequence[str]) -> str:
-        padded = [part.rjust(w) if right else part.ljust(w) for part, w, right in zip(parts, widths, numeric, strict=True)]
+        padded = [
+            part.rjust(w) if right else part.ljust(w) for part, w, right in zip(parts, widths, numeric, strict=True)
+        ]
         return "| " + " | ".join(padded) + " |"
 
-    rule = "|" + "|".join("-" * (w + 1) + ":" if right else "-" * (w + 2) for w, right in zip(widths, numeric, strict=True)) + "|"
+    rule = (
+        "|"
+        + "|".join("-" * (w + 1) + ":" if right else "-" * (w + 2) for w, right in zip(widths, numeric, strict=True))
+        + "|"
+    )
     return "\n".join([line(names), rule, *(line(parts) for parts in cells)])
 
 
@@ -34,7 +40,7 @@ def cell(value: Any, *, digits: int = 3) -> str:
         return ""
     if isinstance(value, Interval):
         return f"{value.estimate:.{digits}f} [{value.low:.{digits}f}, {value.high:.{digits}f}]"
-    if isinstance(value, bool) or isinstance(value, int):
+    if isinstance(value, int):
         return str(value)
     if isinstance(value, float):
         return f"{value:.{digits}f}"

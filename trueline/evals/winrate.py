@@ -47,7 +47,13 @@ class WinRate:
 
 
 def win_rate(
-    scores_a: Values, scores_b: Values, prompts: Groups = None, *, margin: float = 0.0, level: float = 0.95, seed: int = 0
+    scores_a: Values,
+    scores_b: Values,
+    prompts: Groups = None,
+    *,
+    margin: float = 0.0,
+    level: float = 0.95,
+    seed: int = 0,
 ) -> WinRate:
     """A's win rate from scores on the same prompts. Scores at most `margin` apart are a tie.
 
@@ -68,7 +74,9 @@ def win_rate_of_verdicts(
     outcomes = []
     for number, verdict in enumerate(verdicts):
         if verdict not in VERDICTS:
-            raise ValueError(f'verdict {number} is {verdict!r}: use "a", "b" or "tie", and drop rows where the judge failed')
+            raise ValueError(
+                f'verdict {number} is {verdict!r}: use "a", "b" or "tie", and drop rows where the judge failed'
+            )
         outcomes.append(VERDICTS[verdict])
     return _summary(np.array(outcomes), prompts, None, level, seed)
 
@@ -81,7 +89,9 @@ def after_swap(first: Sequence[str], second: Sequence[str]) -> tuple[list[str], 
     arXiv 2306.05685). Consistency is the share of pairs with the same verdict twice.
     """
     if len(first) != len(second):
-        raise ValueError(f"{len(first)} verdicts in one order, {len(second)} in the other: judge every pair in both orders")
+        raise ValueError(
+            f"{len(first)} verdicts in one order, {len(second)} in the other: judge every pair in both orders"
+        )
     merged = [one if one == two else "tie" for one, two in zip(first, second, strict=True)]
     same = sum(one == two for one, two in zip(first, second, strict=True))
     return merged, same / len(first) if first else float("nan")
@@ -93,4 +103,6 @@ def _summary(outcome_N: np.ndarray, prompts: Groups, difference: Interval | None
     independent = ties == 0 and rate.n == len(outcome_N)
     if independent or rate.low == rate.high:
         rate = wilson(rate.estimate * rate.n, rate.n, level=level)
-    return WinRate(wins=wins, ties=ties, losses=losses, rate=rate, p_value=sign_test(wins, losses), difference=difference)
+    return WinRate(
+        wins=wins, ties=ties, losses=losses, rate=rate, p_value=sign_test(wins, losses), difference=difference
+    )

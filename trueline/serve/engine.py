@@ -101,14 +101,16 @@ class Engine:
     def load(self, weights: Decoder, version: str) -> None:
         """Draws from this model from now on. It is used as it is, not copied: a model in training is read live."""
         if self._scheduler.busy:
-            raise ValueError("requests are running on the old weights: finish them with step() or cancel() them, then load")
+            raise ValueError(
+                "requests are running on the old weights: finish them with step() or cancel() them, then load"
+            )
         if weights.config != self.model.config or weights.device != self.model.device:
             self._cache = None
         self.model, self.version = weights, version
 
     # -- in one call -------------------------------------------------------------------------------------------------
 
-    def sample(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[list[Sample]]:
+    def sample(self, prompts: Sequence[Sequence[int] | np.ndarray], sampling: Sampling) -> list[list[Sample]]:
         """For each prompt (token ids) its `sampling.n` samples, in order.
 
         One seed serves all prompts: the noise depends on seed, prompt and response, and equal prompts of a call differ.
@@ -170,7 +172,10 @@ class Engine:
         )
         device = self.model.device
         layout = Layout.cached(
-            [start.request.ids for start in starts], [start.slots[0] for start in starts], [0] * len(starts), device=str(device)
+            [start.request.ids for start in starts],
+            [start.slots[0] for start in starts],
+            [0] * len(starts),
+            device=str(device),
         )
         hidden_SD = self.model(layout, cache)[layout.last_S]
         placed: list[tuple[int, Running]] = []
@@ -199,7 +204,9 @@ class Engine:
         assert len(batch) == plan.batch
         device = self.model.device
         newest_B = torch.tensor([running.ids[-1] for _, running in batch], device=device)
-        layout = Layout.cached(newest_B, range(plan.batch), [running.cached for _, running in batch], device=str(device))
+        layout = Layout.cached(
+            newest_B, range(plan.batch), [running.cached for _, running in batch], device=str(device)
+        )
         logits_BV = self._head(self.model(layout, cache))
         if plan.moves or self._knobs is None:
             self._knobs = Knobs.of([running.request.sampling for _, running in batch], logits_BV.shape[1], device)
@@ -233,7 +240,9 @@ class Engine:
         steps_B = np.array([len(running.ids) for _, running in batch])
         ids_B, logps_B = draw(logits_BV, knobs, uniforms(keys_B, steps_B))
         if not np.isfinite(logps_B).all():
-            raise ValueError(f"the model {self.version} gives NaN or infinite logits: its weights are broken, load others")
+            raise ValueError(
+                f"the model {self.version} gives NaN or infinite logits: its weights are broken, load others"
+            )
         events = []
         for (slot, running), token, logp in zip(batch, ids_B.tolist(), logps_B.tolist(), strict=True):
             running.ids.append(token)

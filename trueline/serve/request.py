@@ -93,11 +93,15 @@ def check_sampling(sampling: Sampling, vocab_size: int, has_tokenizer: bool) -> 
             raise ValueError(sentence)
 
 
-def check_prompt(ids: Sequence[int] | np.ndarray, vocab_size: int, context: int, name: str = "the prompt") -> np.ndarray:
+def check_prompt(
+    ids: Sequence[int] | np.ndarray, vocab_size: int, context: int, name: str = "the prompt"
+) -> np.ndarray:
     """The prompt as int32 [P], refused when it is empty, holds foreign ids, or leaves no room for one new token."""
     prompt = np.asarray(ids)
     if prompt.ndim != 1 or len(prompt) == 0:
-        raise ValueError(f"{name} is empty or not a flat list of token ids: give at least one id, such as the BOS token")
+        raise ValueError(
+            f"{name} is empty or not a flat list of token ids: give at least one id, such as the BOS token"
+        )
     if prompt.dtype.kind not in "iu":
         raise ValueError(f"{name} holds {prompt.dtype} instead of token ids: encode text with the tokenizer first")
     if prompt.min() < 0 or prompt.max() >= vocab_size:

@@ -1,0 +1,110 @@
+"""A prompt and several responses to it, with a score each: what is sampled, judged, and selected from.
+
+    Group(prompt, responses, samples, scores)    --judged / scored-->  scores filled in     --select-->  rows
+
+Text and ids travel together: `responses[k]` is the text of `samples[k]`, so a row for training is built from the very ids that
+were drawn, never from text encoded again.
+Left out: drawing (`rollouts`), choosing (`select`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from trueline.protocols import Judge, Scorer
+from trueline.records import Messages, Row, Sample
+from trueline.store import fingerprint
+
+
+@dataclass(frozen=True, kw_only=True)
+class Group:
+    """Responses to one prompt."""
+
+    key: str
+    """Names the prompt (a hash of its messages): equal prompts have equal keys in every run."""
+    prompt: Messages
+    responses: tuple[Messages, ...]
+    samples: tuple[Sample, ...] = ()
+    """One per response, or none (responses that came as text)."""
+    scores: tuple[float, ...] = ()
+    """One per response once judged; more is better."""
+
+    def __len__(self) -> int:
+        return len(self.responses)
+
+
+def prompt_key(prompt: Messages) -> str:
+    """Sixteen hex digits that name a prompt by its roles and texts."""
+    return fingerprint([[message.role, message.content] for message in prompt])[:16]
+
+
+def judged(groups: Sequence[Group], judge: Judge) -> list[Group]:
+    """Groups with the judge's scores."""
+    return [_with_scores(group, judge.judge(group.prompt, group.responses), judge.name) for group in groups]
+
+
+def scored(groups: Sequence[Group], scorer: Scorer) -> list[Group]:
+    """Groups with a reward model's scores of the drawn ids, all in one call (it batches them)."""
+    rows = [sample_row(group, range(len(group))) for group in groups]
+    found = scorer.score(rows) if rows else []
+    return [
+        _with_scores(group, [float(score) for score in scores_K], scorer.fingerprint)
+        for group, scores_K in zip(groups, found, strict=True)
+    ]
+
+
+def keep(groups: Sequence[Group], test: Callable[[Sample], bool]) -> list[Group]:
+    """Groups without the samples that fail the test; a group left empty goes. `lambda s: s.finish_reason == "stop"` keeps
+    finished responses only."""
+    kept = []
+    for group in groups:
+        chosen = [k for k, sample in enumerate(group.samples) if test(sample)]
+        if chosen:
+            kept.append(part(group, chosen))
+    return kept
+
+
+def part(group: Group, numbers: Sequence[int]) -> Group:
+    """The group with only these responses, in this order."""
+    return replace(
+        group,
+        responses=tuple(group.responses[k] for k in numbers),
+        samples=tuple(group.samples[k] for k in numbers) if group.samples else (),
+        scores=tuple(group.scores[k] for k in numbers) if group.scores else (),
+    )
+
+
+def sample_row(group: Group, numbers: Sequence[int]) -> Row:
+    """One row of the drawn ids of these responses: prompt then response, scored where the policy chose the token.
+
+    numbers["reward"] holds their scores once judged; numbers["rank"] their places (1, 2, ...) where there are several.
+    """
+    if not group.samples:
+        raise ValueError(f"group {group.key} holds text only: encode its comparisons with trueline.tokens instead")
+    ids, masks = [], []
+    for k in numbers:
+        sample = group.samples[k]
+        ids.append(np.concatenate([sample.prompt_ids, sample.ids]).astype(np.int32))
+        masks.append(np.concatenate([np.zeros(len(sample.prompt_ids), dtype=bool), sample.mask]))
+    row_numbers = {}
+    if group.scores:
+        row_numbers["reward"] = np.array([group.scores[k] for k in numbers], dtype=np.float32)
+    if len(ids) > 1:
+        row_numbers["rank"] = np.arange(1, len(ids) + 1, dtype=np.float32)
+    key = fingerprint([group.key, [x.tolist() for x in ids]])[:16]
+    return Row(ids=tuple(ids), scored=tuple(masks), key=key, numbers=row_numbers)
+
+
+def _with_scores(group: Group, scores: Sequence[float], judge: str) -> Group:
+    if len(scores) != len(group):
+        raise ValueError(f"judge {judge} gave {len(scores)} scores for {len(group)} responses: it must give one each")
+    if not np.isfinite(scores).all():
+        worst = int(np.flatnonzero(~np.isfinite(scores))[0])
+        raise ValueError(
+            f"judge {judge} gave {scores[worst]} to response {worst} of prompt {group.key}: scores must be finite"
+        )
+    samples = tuple(replace(s, reward=float(score)) for s, score in zip(group.samples, scores, strict=False))
+    return replace(group, scores=tuple(float(score) for score in scores), samples=samples)
