@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from trueline.models.decoder import Decoder
 from trueline.models.files import new_model
 
 
-def loud(model: torch.nn.Module, seed: int = 0) -> None:
+def make_loud(model: torch.nn.Module, seed: int = 0) -> None:
     """Random values everywhere, norms and biases included, large enough that attention is far from uniform."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -30,12 +31,24 @@ def tiny() -> Any:
         config = dict(vocab_size=61, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
                       num_key_value_heads=2, head_dim=8, qk_norm=True, tie_word_embeddings=True)
         model = new_model(DecoderConfig(**{**config, **fields}), seed=1)
-        loud(model)
+        make_loud(model)
         return model
 
     return make
 
 
-def sequences(seed: int, lengths: list[int], vocab: int = 61) -> list[np.ndarray]:
-    rng = np.random.default_rng(seed)
-    return [rng.integers(0, vocab, n).astype(np.int32) for n in lengths]
+@pytest.fixture
+def loud() -> Callable[..., None]:
+    """loud(model): random values everywhere."""
+    return make_loud
+
+
+@pytest.fixture
+def sequences() -> Callable[..., list[np.ndarray]]:
+    """sequences(seed, lengths) -> random token ids below 61."""
+
+    def make(seed: int, lengths: list[int]) -> list[np.ndarray]:
+        rng = np.random.default_rng(seed)
+        return [rng.integers(0, 61, n).astype(np.int32) for n in lengths]
+
+    return make

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 
-from tests.models.conftest import loud, sequences
 from trueline.models.attention import Layout
 from trueline.models.files import load_model, load_scalar_model, save_model
 
@@ -37,16 +37,21 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-def theirs(name: str, fields: dict[str, Any], kind: str = "ForCausalLM") -> Any:
+@pytest.fixture
+def theirs(loud: Callable[..., None]) -> Callable[..., Any]:
+    """theirs(name, config fields) -> a small transformers model with loud weights."""
     import transformers
 
-    model = getattr(transformers, name + kind)(getattr(transformers, name + "Config")(**{**SMALL, **fields})).eval()
-    loud(model)
-    return model
+    def make(name: str, fields: dict[str, Any], kind: str = "ForCausalLM") -> Any:
+        model = getattr(transformers, name + kind)(getattr(transformers, name + "Config")(**{**SMALL, **fields})).eval()
+        loud(model)
+        return model
+
+    return make
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_logits_equal_transformers_both_ways(family: str, tmp_path: Path) -> None:
+def test_logits_equal_transformers_both_ways(family: str, tmp_path: Path, theirs: Any, sequences: Any) -> None:
     from transformers import AutoModelForCausalLM
 
     reference = theirs(*FAMILIES[family])
@@ -66,7 +71,7 @@ def test_logits_equal_transformers_both_ways(family: str, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("name", ["Llama", "Mistral", "Qwen2", "Qwen3"])
-def test_scores_equal_transformers_both_ways(name: str, tmp_path: Path) -> None:
+def test_scores_equal_transformers_both_ways(name: str, tmp_path: Path, theirs: Any, sequences: Any) -> None:
     from transformers import AutoModelForSequenceClassification
 
     reference = theirs(name, {"num_labels": 1}, "ForSequenceClassification")
@@ -85,7 +90,7 @@ def test_scores_equal_transformers_both_ways(name: str, tmp_path: Path) -> None:
         torch.testing.assert_close(back.eval()(padded, attention_mask=(padded != 0).long()).logits[:, 0], expected, atol=1e-4, rtol=0)
 
 
-def test_config_keys_of_older_transformers(tmp_path: Path) -> None:
+def test_config_keys_of_older_transformers(tmp_path: Path, theirs: Any, sequences: Any) -> None:
     reference = theirs("Llama", {"rope_parameters": LLAMA3})
     reference.save_pretrained(tmp_path)
     raw = json.loads((tmp_path / "config.json").read_text())
@@ -97,7 +102,7 @@ def test_config_keys_of_older_transformers(tmp_path: Path) -> None:
         torch.testing.assert_close(load_model(tmp_path).logits(ids), reference(ids[None]).logits[0], atol=1e-4, rtol=0)
 
 
-def test_gradients_equal_transformers(tmp_path: Path) -> None:
+def test_gradients_equal_transformers(tmp_path: Path, theirs: Any, sequences: Any) -> None:
     from trueline.models.head import token_logps
 
     reference = theirs("Qwen3", {"head_dim": 8, "tie_word_embeddings": True})
