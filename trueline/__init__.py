@@ -12,7 +12,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from trueline.models import load_model as load_model
+    from trueline.models.files import load_model as load_model
     from trueline.objectives.dpo import DPO as DPO
     from trueline.objectives.next_token import NextToken as NextToken
     from trueline.objectives.reward import Reward as Reward
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _WHERE = {
-    "load_model": "trueline.models",
+    "load_model": "trueline.models.files",
     "load_tokenizer": "trueline.tokens",
     "read_rows": "trueline.rows",
     "train": "trueline.train",

@@ -59,7 +59,11 @@ def dispatch(words: list[str]) -> int:
 
 def explain(error: Exception) -> str | None:
     """The sentence for a user's mistake or a full memory; None for a defect, whose traceback must be seen."""
-    if isinstance(error, MemoryError) or "can't allocate memory" in str(error) or type(error).__name__ == "OutOfMemoryError":
+    if (
+        isinstance(error, MemoryError)
+        or "can't allocate memory" in str(error)
+        or type(error).__name__ == "OutOfMemoryError"
+    ):
         return "out of memory: lower --max_tokens_per_batch or --max_length, or switch on --gradient_checkpointing"
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror}"

@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import difflib
+import inspect
 import io
 import re
 import typing
@@ -137,7 +138,9 @@ def yaml_words(path: Path, known: Mapping[str, Flag], prog: str) -> dict[str, li
                 raise ValueError(f"{path}:{lines[key]} is for trueline {value}, and this is {prog}")
             continue
         inside = value.items() if key == "objective" and isinstance(value, dict) else None
-        for name, one in [(f"objective.{inner}", x) for inner, x in inside] if inside is not None else [(str(key), value)]:
+        for name, one in (
+            [(f"objective.{inner}", x) for inner, x in inside] if inside is not None else [(str(key), value)]
+        ):
             if name not in known or name == "config":
                 where = f"{path}:{lines[str(key)]}" if str(key) in lines else str(path)
                 raise ValueError(f"{where} has the unknown key {name!r}" + suggestion(name, known))
@@ -154,7 +157,7 @@ def tyro_parse(cls: type[Any], words: list[str], prog: str) -> Any:
                 cls,
                 args=words,
                 prog=prog,
-                description=cls.__doc__,
+                description=re.sub(r"(?<!\n)\n(?!\n)", " ", inspect.cleandoc(cls.__doc__ or "")),
                 use_underscores=True,
                 config=(tyro.conf.FlagConversionOff, tyro.conf.DisallowNone),
             )

@@ -8,14 +8,16 @@ from pathlib import Path
 
 @dataclass(frozen=True, kw_only=True)
 class Quickstart:
-    """Teach a small model to document Python functions the way people prefer: supervised tuning, comparisons by a stated rule, a reward model, best-of-n and DPO, measured on packages it has never seen. Needs no download. The same command goes on after a stop; `report.html` is written at the end."""
+    """Teach a small model to document Python functions the way people prefer: supervised tuning, comparisons by a
+    stated rule, a reward model, best-of-n and DPO, measured on packages it has never seen. Needs no download. The
+    same command goes on after a stop; `report.html` is written at the end."""
 
     minutes: float = 13.0
     """Time to plan for on this machine. It becomes step counts before training, so resuming stays exact."""
     out: Path = Path("quickstart")
     """Folder of all stages."""
     from_scratch: bool = False
-    """Train tokenizer and base model too, within the same minutes, instead of starting from the base model that ships with Trueline. Expect fluent nonsense."""
+    """Train tokenizer and base model too, within the same minutes. Expect fluent nonsense."""
     seed: int = 0
     """Seeds harvest order, training, sampling and the annotator's noise."""
 

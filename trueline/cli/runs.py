@@ -51,7 +51,8 @@ def torch_facts() -> dict[str, str | int | bool]:
 
 @dataclass(frozen=True, kw_only=True)
 class Repeat:
-    """Repeat a run from its folder: the same verb with the same options, into a new folder. With --out FOLDER itself, an unfinished run goes on."""
+    """Repeat a run from its folder: the same verb with the same options, into a new folder. With --out FOLDER
+    itself, an unfinished run goes on."""
 
     folder: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="FOLDER")]
     """Folder of a run (its --out)."""

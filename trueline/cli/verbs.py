@@ -27,16 +27,51 @@ class Verb:
 
 
 OTHERS = (
-    Verb("quickstart", "Start here", "trueline.cli.quickstart:Quickstart", "the whole loop on this machine, in minutes, with a report at the end"),
-    Verb("data inspect", "Prepare data", "trueline.cli.data:Inspect", "rows, lengths, duplicates, what would be cut, samples with their loss mask"),
-    Verb("data convert", "Prepare data", "trueline.cli.data:Convert", "write any format we read as TRL's columns or OpenAI chat"),
+    Verb(
+        "quickstart",
+        "Start here",
+        "trueline.cli.quickstart:Quickstart",
+        "the whole loop on this machine, in minutes, with a report at the end",
+    ),
+    Verb(
+        "data inspect",
+        "Prepare data",
+        "trueline.cli.data:Inspect",
+        "rows, lengths, duplicates, what would be cut, samples with their loss mask",
+    ),
+    Verb(
+        "data convert",
+        "Prepare data",
+        "trueline.cli.data:Convert",
+        "write any format we read as TRL's columns or OpenAI chat",
+    ),
     Verb("tokenizer train", "Prepare data", "trueline.cli.tokenizer:Train", "byte-level BPE from text"),
-    Verb("tokenizer lint", "Prepare data", "trueline.cli.tokenizer:Lint", "check a chat template: exact mask, stop token, doubled BOS"),
+    Verb(
+        "tokenizer lint",
+        "Prepare data",
+        "trueline.cli.tokenizer:Lint",
+        "check a chat template: exact mask, stop token, doubled BOS",
+    ),
     Verb("generate", "Use a model", "trueline.cli.text:Generate", "continue a prompt, or answer it with --chat"),
     Verb("sample", "Use a model", "trueline.cli.text:Draw", "several responses to every prompt of a file"),
-    Verb("judge", "Use a model", "trueline.cli.judge:Judge", "turn responses into comparisons, by a rule or a reward model"),
-    Verb("eval", "Use a model", "trueline.cli.evaluate:Evaluate", "perplexity and bits per byte, or a reward model's accuracy and calibration"),
-    Verb("run", "Look after runs", "trueline.cli.runs:Repeat", "repeat a run from its folder, or finish one that was stopped"),
+    Verb(
+        "judge",
+        "Use a model",
+        "trueline.cli.judge:Judge",
+        "turn responses into comparisons, by a rule or a reward model",
+    ),
+    Verb(
+        "eval",
+        "Use a model",
+        "trueline.cli.evaluate:Evaluate",
+        "perplexity and bits per byte, or a reward model's accuracy and calibration",
+    ),
+    Verb(
+        "run",
+        "Look after runs",
+        "trueline.cli.runs:Repeat",
+        "repeat a run from its folder, or finish one that was stopped",
+    ),
     Verb("env", "Look after runs", "trueline.cli.runs:Env", "versions and machine, to paste into a bug report"),
 )
 
@@ -86,10 +121,15 @@ def find(words: list[str]) -> tuple[Verb, list[str]]:
     inner = [name.split()[1] for name in known if name.startswith(words[0] + " ")]
     if inner:
         said = f", not {words[1]!r}" if words[1:] and words[1] not in ("-h", "--help") else ""
-        raise ValueError(f"trueline {words[0]} takes one of {', '.join(inner)}{said}: trueline {words[0]} {inner[0]} --help")
+        raise ValueError(
+            f"trueline {words[0]} takes one of {', '.join(inner)}{said}: trueline {words[0]} {inner[0]} --help"
+        )
     firsts = sorted({name.split()[0] for name in known})
     near = difflib.get_close_matches(words[0], firsts, n=1)
-    raise ValueError(f"there is no verb {words[0]!r}" + (f"; did you mean {near[0]!r}?" if near else f"; use one of {', '.join(firsts)}"))
+    raise ValueError(
+        f"there is no verb {words[0]!r}"
+        + (f"; did you mean {near[0]!r}?" if near else f"; use one of {', '.join(firsts)}")
+    )
 
 
 def load(verb: Verb) -> type[Any]:
@@ -112,7 +152,10 @@ def overview() -> str:
     known = everything()
     width = max(len(name) for name in known)
     lines = [f"trueline {__version__}: brings language models into line with what people prefer", ""]
-    lines += ["usage: trueline VERB --model DIR_OR_HUB_ID --data FILE_OR_HUB_ID --out DIR [--config FILE.yaml] [--learning_rate 1e-5 ...]", ""]
+    lines += [
+        "usage: trueline VERB --model DIR_OR_HUB_ID --data FILE_OR_HUB_ID --out DIR [--config FILE.yaml] [--learning_rate 1e-5 ...]",
+        "",
+    ]
     for group in GROUPS:
         lines.append(group)
         lines += [f"  {verb.name:<{width}}  {verb.summary}" for verb in known.values() if verb.group == group]

@@ -1,0 +1,177 @@
+"""The training verbs: one class of options per objective, made from its fields and TrainConfig's.
+
+    flags + YAML -> options -> train(objective, model, rows, ...)         or, with --dry_run, what plan(...) says
+
+The options are kept in OUT/command.yaml, which `trueline run OUT` and `--config` read.
+Left out: what rows, tokens and steps are; those are rows', tokens' and train's.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
+import yaml
+from rich.console import Console
+
+from trueline.cli.places import BASE, COLUMNS, DATA, MODEL, column_names, model_folder
+from trueline.cli.runs import COMMAND
+from trueline.cli.show import show_plan
+from trueline.objectives.base import Objective
+from trueline.records import Record, Sampling
+from trueline.rows import Rows, mix, read_rows
+from trueline.rows.inspection import prompt_of
+from trueline.run import Sink, tensorboard_sink, wandb_sink
+from trueline.store import write_atomic
+from trueline.tokens import encode_prompt, load_tokenizer
+from trueline.train import TrainConfig, override, train
+from trueline.train.api import plan
+
+if TYPE_CHECKING:
+    from torch import nn
+
+SHOWN_PROMPTS = 3
+"""Prompts that --sample_steps draws responses to."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodOptions:
+    """What every training verb takes; `options_of` adds the objective and the training config."""
+
+    model: Annotated[str, MODEL] = BASE
+    """Model to start from: a folder, a hub id, or "base", the model that ships with Trueline."""
+    data: Annotated[tuple[str, ...], DATA]
+    """Rows to train on: files, folders or hub ids. The format is found and said; trueline data inspect shows more."""
+    out: Annotated[Path, tyro.conf.arg(metavar="DIR")]
+    """Folder of the model and its run. The same command on the same folder goes on where it was stopped."""
+    config: Annotated[Path | None, tyro.conf.arg(metavar="FILE.yaml")] = None
+    """A YAML file that sets any of these options; flags win over it."""
+    columns: Annotated[tuple[str, ...], COLUMNS] = ()
+    """Other column names: prompt=question chosen=better."""
+    data_weights: Annotated[tuple[float, ...], tyro.conf.arg(metavar="WEIGHT ...")] = ()
+    """Draw from each --data source with this weight; without weights every row is used once."""
+    max_train_samples: int = 0
+    """Read at most so many records; 0 reads all."""
+    eval_data: Annotated[tuple[str, ...], DATA] = ()
+    """Rows to evaluate on, instead of a share held out (--eval_share)."""
+    report_to: Annotated[tuple[Literal["tensorboard", "wandb"], ...], tyro.conf.arg(metavar="SINK ...")] = (
+        "tensorboard",
+    )
+    """Where metrics go besides metrics.jsonl: tensorboard, wandb, both, or neither (nothing after the flag)."""
+    dry_run: bool = False
+    """Show what would happen and train nothing: effective batch, steps, what is cut, samples with their loss mask."""
+
+
+def options_of(objective: type[Any]) -> type[Any]:
+    """The class of options of one training verb."""
+    train_config = Annotated[TrainConfig, tyro.conf.arg(name=""), tyro.conf.OmitArgPrefixes]
+    made = dataclasses.make_dataclass(
+        "Options",
+        [
+            ("objective", objective, field(default_factory=objective)),
+            ("train", train_config, field(default_factory=lambda: override(TrainConfig(), **objective.defaults))),
+        ],
+        bases=(MethodOptions,),
+        namespace={"run": run_method},
+        frozen=True,
+        kw_only=True,
+    )
+    made.__doc__ = f"{objective.__doc__}\n\n{objective.citation}"
+    return made
+
+
+def run_method(options: Any) -> None:
+    """Train, or show what would be trained."""
+    console = Console(highlight=False, stderr=True)
+    objective: Objective = options.objective
+    config: TrainConfig = options.train
+    folder = model_folder(options.model)
+    rows = records_of(options, objective)
+    held = None
+    if options.eval_data:
+        held = read_rows(options.eval_data, objective.record, columns=column_names(options.columns))
+    if options.dry_run:
+        show_plan(plan(objective, folder, rows, eval_rows=held, config=config), Console(highlight=False))
+        return
+    keep_command(objective.verb, options, anew=False)
+    draw = drawer(rows, folder) if config.evals.sample_steps and objective.head == "tokens" else None
+    train(
+        objective, folder, rows,
+        out=options.out, eval_rows=held, config=config, draw=draw, sinks=sinks_of(options),
+    )  # fmt: skip
+    keep_command(objective.verb, options, anew=True)
+    verb = "eval --data PAIRS" if objective.head == "scalar" else 'generate "..."'
+    console.print(f"model in {options.out}; next: trueline {verb} --model {options.out}", markup=False)
+
+
+def records_of(options: Any, objective: Objective) -> Rows | list[Record]:
+    """The rows that the options name; those of a weighted mixture are drawn here."""
+    columns, limit = column_names(options.columns), options.max_train_samples
+    if not options.data_weights:
+        return read_rows(options.data, objective.record, columns=columns, limit=limit or None)
+    if len(options.data_weights) != len(options.data):
+        numbers = f"{len(options.data_weights)} numbers for {len(options.data)} sources"
+        raise ValueError(f"--data_weights has {numbers}: give one for each")
+    parts = [read_rows(source, objective.record, columns=columns) for source in options.data]
+    mixture = mix(list(zip(parts, options.data_weights, strict=True)), options.train.seed)
+    return list(islice(mixture, limit or None))
+
+
+def sinks_of(options: Any) -> list[Sink]:
+    """Where metrics go besides the run's own file."""
+    sinks = []
+    if "tensorboard" in options.report_to:
+        sinks.append(tensorboard_sink(options.out))
+    if "wandb" in options.report_to:
+        sinks.append(wandb_sink("trueline", name=options.out.name, config=plain_options(options)))
+    return sinks
+
+
+def plain_options(options: Any) -> dict[str, Any]:
+    """All options by their flags, as YAML can hold them; `objective` stays nested."""
+    flat: dict[str, Any] = {}
+    for item in dataclasses.fields(options):
+        value = getattr(options, item.name)
+        if item.name == "objective":
+            flat["objective"] = dataclasses.asdict(value)
+        elif dataclasses.is_dataclass(value):
+            flat |= plain_options(value)
+        elif item.name not in ("config", "dry_run"):
+            value = list(value) if isinstance(value, tuple) else value
+            flat[item.name] = str(value) if isinstance(value, Path) else value
+    return flat
+
+
+def keep_command(verb: str, options: Any, *, anew: bool) -> None:
+    """Write command.yaml. Before training only where there is none: a refused command must not replace the one that ran."""
+    path = options.out / COMMAND
+    foreign = (options.out / "config.json").exists() and not (options.out / "run.json").exists()
+    if anew or not (path.exists() or foreign):
+        text = yaml.safe_dump({"verb": verb, **plain_options(options)}, sort_keys=False, allow_unicode=True)
+        write_atomic(path, text)
+
+
+def drawer(rows: Rows | Sequence[Record], folder: str) -> Callable[[nn.Module], Sequence[Mapping[str, Any]]]:
+    """Draws greedy responses to the first prompts from the live model."""
+    from trueline.models.decoder import Decoder
+    from trueline.serve.engine import Engine
+
+    tokenizer = load_tokenizer(folder)
+    prompts = [encode_prompt(prompt_of(record), tokenizer).tolist() for record in islice(rows, SHOWN_PROMPTS)]
+    prompts = [prompt for prompt in prompts if prompt]
+
+    def draw(model: nn.Module) -> Sequence[Mapping[str, Any]]:
+        assert isinstance(model, Decoder)
+        engine = Engine(model, tokenizer)
+        drawn = engine.sample(prompts, Sampling(max_new_tokens=64, temperature=0))
+        return [
+            {"prompt": tokenizer.decode(prompt), "response": engine.text(samples[0])}
+            for prompt, samples in zip(prompts, drawn, strict=True)
+        ]
+
+    return draw
