@@ -94,7 +94,7 @@ def form(record: Record) -> str:
 
 
 def nearest(columns: Sequence[str], record: type[Record] | None, prompts: bool = False) -> str:
-    """One clause: the nearest format and which column looks like one it misses; the simplest formats if none is near."""
+    """One clause: the nearest format and the column that looks like one it misses; the simplest if none is near."""
     known = [one for one in FORMATS if (record is None or one.record is record) and (one.gives_prompts or not prompts)]
 
     def distance(one: Format) -> float:

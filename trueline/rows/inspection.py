@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -109,7 +110,9 @@ def inspect(
     longer: list[float] = []
     for record in rows:
         encoded = encode(record) if encode else []
-        lengths += [len(ids) for row in encoded for ids in row.ids] if encode else [len(t) for t in texts_of(record)]
+        lengths += (
+            [len(ids) for row in encoded for ids in row.ids] if encode else [len(text) for text in texts_of(record)]
+        )
         _count_duplicates(record, seen, prompts, found)
         _count_judgement(record, longer, found)
         found.records += 1
@@ -156,15 +159,7 @@ def _count_judgement(record: Record, longer: list[float], found: Inspection) -> 
 
 def texts_of(record: Record) -> list[str]:
     """The full text of each sequence, without any template."""
-    match record:
-        case Document():
-            return [record.text]
-        case Conversation():
-            return ["".join(m.content for m in record.messages)]
-        case Comparison():
-            return ["".join(m.content for m in (*record.prompt, *response)) for response in record.responses]
-        case Rating():
-            return ["".join(m.content for m in (*record.prompt, *record.response))]
+    return ["".join(text for text, _ in segments) for segments in segments_of(record)]
 
 
 def prompt_of(record: Record) -> Messages:
@@ -188,11 +183,9 @@ def segments_of(record: Record) -> list[Segments]:
         parts: Segments = []
         for m in messages:
             counts = scored and m.train and m.role in ("assistant", TEXT)
-            parts += (
-                [(m.content, counts)]
-                if m.role == TEXT
-                else [(f"{m.role}: ", False), (m.content, counts), ("\n", False)]
-            )
+            content = m.content + "".join(json.dumps(call, ensure_ascii=False) for call in m.tool_calls)
+            plain = [(content, counts)]
+            parts += plain if m.role == TEXT else [(f"{m.role}: ", False), *plain, ("\n", False)]
         return parts
 
     match record:
@@ -206,8 +199,9 @@ def segments_of(record: Record) -> list[Segments]:
             return [said(record.prompt, False) + said(record.response, True)]
 
 
-def render(found: Inspection, *, characters: int = 1200) -> RenderableType:
-    """The report for a terminal. Each sample shows at most so many characters per sequence."""
+def render(found: Inspection, *, characters: int = 1200, marks: bool = False) -> RenderableType:
+    """The report for a terminal. Each sample shows at most so many characters per sequence; `marks` puts what is trained
+    on between ⟦ and ⟧, for where there is no colour."""
     facts = Table.grid(padding=(0, 2))
 
     def fact(name: str, value: str) -> None:
@@ -261,16 +255,16 @@ def render(found: Inspection, *, characters: int = 1200) -> RenderableType:
         for place, segments in enumerate(sequences, 1):
             which = f"sample {number}" + (f", sequence {place} of {len(sequences)}" if len(sequences) > 1 else "")
             head = Text(which, style="bold")
-            head.append("  green is trained on", style="dim")
-            parts += [head, _coloured(segments, characters), Text()]
+            head.append("  between ⟦ and ⟧: trained on" if marks else "  green: trained on", style="dim")
+            parts += [head, _coloured(segments, characters, marks), Text()]
     return Group(*parts)
 
 
-def _coloured(segments: Segments, characters: int) -> Text:
+def _coloured(segments: Segments, characters: int, marks: bool) -> Text:
     """Scored text in green, the rest dim; the middle of a long sequence is left out."""
     text = Text()
     for content, scored in segments:
-        text.append(content, style="green" if scored else "dim")
+        text.append(f"⟦{content}⟧" if marks and scored else content, style="green" if scored else "dim")
     if len(text) <= characters:
         return text
     left_out = Text(f" ... {len(text) - characters:,} characters ... ", style="italic")
