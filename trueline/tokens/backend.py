@@ -34,7 +34,8 @@ def control_tokens(spec: Mapping[str, Any], named: Iterable[str]) -> dict[str, i
     return {
         t["content"]: t["id"]
         for t in spec.get("added_tokens", ())
-        if len(t["content"]) > 1 and (t.get("special") or t["content"] in named or re.fullmatch(r"<\|[^|\s]+\|>", t["content"]))
+        if len(t["content"]) > 1
+        and (t.get("special") or t["content"] in named or re.fullmatch(r"<\|[^|\s]+\|>", t["content"]))
     }
 
 

@@ -1,13 +1,14 @@
 """Records to rows: ids, and which of them are scored (trained on).
 
-    Document      text E                                  every token scored but the first
-    Conversation  header  question  header [answer end]   answers and their end tokens scored; Message.train False: not
-    Comparison    K of these, best first                  only the responses scored
-    TEXT turns    prompt[completion E]                    joined as given and tokenised as a whole; a token belongs to the turn that it begins in
+    Document      text E                            every token scored but the first
+    Conversation  header question header answer E   answers and their end tokens scored, unless Message.train is False
+    Comparison    K of these, best first            only the responses scored
+    TEXT turns    prompt completion E               joined as given, tokenised as a whole
 
-Each sequence is rendered and tokenised alone. A token that holds characters of both sides of a turn's border cannot be scored exactly:
-in a chat that row is dropped with its reason (or the template is refused, if it always does this); in TEXT rows the token counts as
-prompt and the row is counted in `EncodeStats.straddled`. Rows longer than max_length are cut on the right, counted.
+Each sequence is rendered and tokenised alone. A token that holds characters of both sides of an answer's border cannot be
+scored exactly. In a chat such a row is dropped with its reason, and when even the plainest chat has such a token, the
+template is refused. In TEXT rows a token belongs to the turn that it begins in; `EncodeStats.straddled` counts the rows
+concerned. Rows longer than max_length are cut on the right, and counted.
 
 Left out: grouping rows into batches (pack.py plans windows; objectives lay rows out).
 """
@@ -23,6 +24,7 @@ from typing import Any
 import numpy as np
 
 from trueline.records import TEXT, Comparison, Conversation, Document, Message, Ranking, Row
+from trueline.tokens.backend import ALIAS_HEAD
 from trueline.tokens.template import RowError, TemplateError, Turn, messages_for_template, replace_strings, strings
 from trueline.tokens.tokenizer import Tokenizer
 
@@ -72,21 +74,26 @@ def row_key(ids: Sequence[np.ndarray], scored: Sequence[np.ndarray]) -> str:
 # ---- documents
 
 
-def documents_ids(texts: Sequence[str], tok: Tokenizer) -> list[np.ndarray]:
+def documents_ids(texts: Sequence[str], tok: Tokenizer, stats: EncodeStats | None = None) -> list[np.ndarray]:
     """Ids of many documents, over threads: BOS where the family expects one, the text, EOS."""
+    if stats is not None:
+        stats.spelled += sum(tok.control_pattern.search(text) is not None for text in texts)
     return [_framed(ids, tok) for ids in tok.encode_batch(texts)]
 
 
 def encode_document(doc: Document, tok: Tokenizer, max_length: int, stats: EncodeStats | None = None) -> list[Row]:
-    """All tokens scored; EOS appended. A long document becomes several windows that overlap by one token, so that every token
-    but the first is a target exactly once and nothing is lost."""
+    """All tokens scored; EOS appended. A long document becomes several windows that overlap by one token, so that every
+    token but the first is a target exactly once and nothing is lost."""
     stats = stats if stats is not None else EncodeStats()
     if not doc.text:
         stats.dropped["empty document"] += 1
         return []
-    if tok.control_pattern.search(doc.text):
-        stats.spelled += 1
-    return window_rows(documents_ids([doc.text], tok), max_length, stats)
+    try:
+        ids = documents_ids([doc.text], tok, stats)
+    except RowError as error:
+        stats.dropped[str(error)] += 1
+        return []
+    return window_rows(ids, max_length, stats)
 
 
 def window_rows(documents: Iterable[np.ndarray], max_length: int, stats: EncodeStats | None = None) -> list[Row]:
@@ -95,6 +102,8 @@ def window_rows(documents: Iterable[np.ndarray], max_length: int, stats: EncodeS
     _check_length(max_length)
     rows = []
     for ids in documents:
+        if len(ids) < 2:
+            stats.dropped["empty document"] += 1
         for start in range(0, len(ids) - 1, max_length - 1):
             piece = ids[start : start + max_length].astype(np.int32)
             row = _row([(piece, np.ones(len(piece), dtype=bool))])
@@ -106,8 +115,11 @@ def window_rows(documents: Iterable[np.ndarray], max_length: int, stats: EncodeS
 def _framed(ids: np.ndarray, tok: Tokenizer) -> np.ndarray:
     if tok.eos_id is None:
         raise ValueError("The tokenizer has no end-of-text token: set eos_token in its tokenizer_config.json.")
-    head = [tok.bos_id] if tok.adds_bos and tok.bos_id is not None else []
-    return np.concatenate([np.array(head, dtype=np.int32), ids, np.array([tok.eos_id], dtype=np.int32)])
+    return np.concatenate([_bos(tok), ids, np.array([tok.eos_id], dtype=np.int32)])
+
+
+def _bos(tok: Tokenizer) -> np.ndarray:
+    return np.array([tok.bos_id] if tok.adds_bos and tok.bos_id is not None else [], dtype=np.int32)
 
 
 # ---- conversations and comparisons
@@ -119,45 +131,46 @@ def encode_conversation(
     """One sequence, responses scored; None when it was dropped (the reason is counted in `stats`)."""
     stats = stats if stats is not None else EncodeStats()
     _check_length(max_length)
-    sequence = _sequence(conv.messages, range(len(conv.messages)), conv.tools, tok, stats)
-    if sequence is None:
+    try:
+        sequence = _sequence(conv.messages, range(len(conv.messages)), conv.tools, tok, stats)
+    except (RowError, TemplateError) as error:
+        _drop(error, tok, stats)
         return None
-    _count_spelled([conv.messages], tok, stats)
-    ids, scored = sequence
-    cut = _cut(sequence, max_length)
-    if not cut[1].any():
-        lost = bool(scored.any())
-        stats.dropped["no scored token within max_length" if lost else "no response to train on"] += 1
+    kept = _cut(sequence, max_length)
+    if not kept[1].any():
+        stats.dropped["no response within max_length" if sequence[1].any() else "no response to train on"] += 1
         return None
-    stats.cut(len(ids) - len(cut[0]))
-    row = _row([cut])
+    stats.cut(len(sequence[0]) - len(kept[0]))
+    row = _row([kept])
     stats.add(row)
     return row
 
 
-def encode_comparison(comp: Comparison, tok: Tokenizer, max_length: int, stats: EncodeStats | None = None) -> Row | None:
-    """K sequences, best first (ties keep their order); numbers["rank"] or numbers["counts"] say how they were judged. Only the
-    responses are scored, each cut at the same length; None when the row was dropped."""
+def encode_comparison(
+    comp: Comparison, tok: Tokenizer, max_length: int, stats: EncodeStats | None = None
+) -> Row | None:
+    """K sequences, best first (ties keep their order); numbers["rank"] or numbers["counts"] say how they were judged. Only
+    the responses are scored, every sequence cut at the same length; None when the row was dropped."""
     stats = stats if stats is not None else EncodeStats()
     _check_length(max_length)
-    name, values, order = _judged(comp)
-    responses = [comp.responses[k] for k in order]
-    sequences = []
-    for response in responses:
-        answer = range(len(comp.prompt), len(comp.prompt) + len(response))
-        sequence = _sequence((*comp.prompt, *response), answer, (), tok, stats)
-        if sequence is None:
-            return None
-        sequences.append(sequence)
-    _count_spelled([comp.prompt, *responses], tok, stats)
+    before = len(comp.prompt)
+    try:
+        name, values, order = _judged(comp)
+        dialogues = [(*comp.prompt, *comp.responses[k]) for k in order]
+        sequences = [_sequence(d, range(before, len(d)), (), tok, stats) for d in dialogues]
+    except (RowError, TemplateError) as error:
+        _drop(error, tok, stats)
+        return None
     kept = [_cut(sequence, max_length) for sequence in sequences]
     if not all(scored.any() for _, scored in kept):
-        full = all(scored.any() for _, scored in sequences)
-        stats.dropped["prompt leaves no room for a response within max_length" if full else "a response has nothing to score"] += 1
+        whole = all(scored.any() for _, scored in sequences)
+        stats.dropped[
+            "no room for a response within max_length" if whole else "a response has nothing to train on"
+        ] += 1
         return None
     if all(np.array_equal(ids, kept[0][0]) for ids, _ in kept):
-        same = all(np.array_equal(ids, sequences[0][0]) for ids, _ in sequences)
-        stats.dropped["responses are equal" if same else "responses are equal within max_length"] += 1
+        whole = all(np.array_equal(ids, sequences[0][0]) for ids, _ in sequences)
+        stats.dropped["responses are equal" if whole else "responses are equal within max_length"] += 1
         return None
     stats.cut(sum(len(full[0]) - len(cut[0]) for full, cut in zip(sequences, kept, strict=True)))
     row = _row(kept, {name: np.array([values[k] for k in order], dtype=np.float32)})
@@ -165,11 +178,12 @@ def encode_comparison(comp: Comparison, tok: Tokenizer, max_length: int, stats: 
     return row
 
 
-def encode_prompt(messages: Sequence[Message], tok: Tokenizer, *, tools: Sequence[Mapping[str, Any]] = ()) -> np.ndarray:
-    """Ids to sample from: the messages and the generation prompt (TEXT turns as they stand, after BOS where the family expects it)."""
+def encode_prompt(
+    messages: Sequence[Message], tok: Tokenizer, *, tools: Sequence[Mapping[str, Any]] = ()
+) -> np.ndarray:
+    """Ids to sample from: the messages and the generation prompt (TEXT turns as they stand, after BOS where one is expected)."""
     if _is_text(messages):
-        ids, _ = tok.encode_with_offsets("".join(m.content for m in messages))
-        return ids if not _bos(tok) else np.concatenate([np.array(_bos(tok), dtype=np.int32), ids])
+        return np.concatenate([_bos(tok), tok.encode_with_offsets("".join(m.content for m in messages))[0]])
     shown, tools_shown = _guarded(messages, tools, tok)
     ids, _ = tok.encode_guarded(tok.template.render(shown, tools=tools_shown, add_generation_prompt=True))
     return ids
@@ -186,35 +200,45 @@ def chat_sequence(
     scored = np.zeros(len(ids), dtype=bool)
     for turn in turns:
         if _trains(turn, messages, trained):
-            scored |= inside(offsets, turn.start, turn.stop, text)
+            scored |= inside(offsets, turn.start, turn.stop)
     return ids, scored
 
 
-def inside(offsets: np.ndarray, start: int, stop: int, text: str) -> np.ndarray:
+def inside(offsets: np.ndarray, start: int, stop: int) -> np.ndarray:
     """bool [L]: which tokens spell text[start:stop]. A token that spells characters on both sides of a border is a RowError.
 
     A token of no characters (a dummy prefix) belongs to what follows it.
     """
     begins_L, ends_L = offsets[:, 0], offsets[:, 1]
     for border in (start, stop):
-        across = np.flatnonzero((begins_L < border) & (border < ends_L))
-        if len(across):
-            a, b = offsets[across[0]]
-            raise RowError(f"one token spells {text[a:b]!r}, on both sides of the border of an assistant turn")
+        if ((begins_L < border) & (border < ends_L)).any():
+            raise RowError("a token spells characters on both sides of the border of an answer")
     return (begins_L >= start) & (begins_L < stop)
+
+
+def check_template(tok: Tokenizer) -> None:
+    """Raises a TemplateError when not even the plainest conversation can be masked: the template is at fault, not the row."""
+    plain = (Message(role="user", content="Question"), Message(role="assistant", content="Answer"))
+    try:
+        chat_sequence(plain, tok, [1])
+    except RowError as error:
+        raise TemplateError(
+            f"The chat template cannot be masked exactly: with this tokenizer {error}.", str(error)
+        ) from error
 
 
 def _trains(turn: Turn, messages: Sequence[Message], trained: set[int]) -> bool:
     if turn.message >= 0:
         return turn.message in trained
-    turns = {i for i, m in enumerate(messages) if m.role == "assistant"}
-    if turns <= trained:
+    answers = {i for i, m in enumerate(messages) if m.role == "assistant"}
+    if answers <= trained:
         return True
-    if not turns & trained:
+    if not answers & trained:
         return False
     raise TemplateError(
-        "The chat template's {% generation %} blocks do not match the assistant turns one to one, so single turns cannot be left out "
-        "of training: put one block around each assistant turn."
+        "The chat template's {% generation %} blocks do not match the assistant turns one to one, so single turns cannot be "
+        "left out of training: put one block around each assistant turn.",
+        "{% generation %} blocks do not match the assistant turns",
     )
 
 
@@ -224,64 +248,53 @@ def _guarded(
     """Messages and tools in which nothing that a person wrote reads as a control token."""
     shown = messages_for_template(messages)
     joined = "\0".join(strings((shown, tools)))
+    if ALIAS_HEAD in joined:
+        raise RowError("the text holds U+10FFFD, which is reserved")
     if not tok.control_pattern.search(joined):
-        tok.guard(joined)
         return shown, tools
     shown = [replace_strings(m, tok.control_pattern, tok.aliases) for m in shown]
     return shown, [replace_strings(t, tok.control_pattern, tok.aliases) for t in tools]
 
 
 def _sequence(
-    messages: Sequence[Message], answer: Iterable[int], tools: Sequence[Mapping[str, Any]], tok: Tokenizer, stats: EncodeStats
-) -> Encoded | None:
-    """Ids and mask of one sequence; None when the row had to be dropped."""
+    messages: Sequence[Message],
+    answer: Iterable[int],
+    tools: Sequence[Mapping[str, Any]],
+    tok: Tokenizer,
+    stats: EncodeStats,
+) -> Encoded:
+    """Ids and mask of one sequence, of which the messages `answer` are scored."""
     trained = [i for i in answer if messages[i].train]
+    stats.spelled += any(tok.control_pattern.search(m.content) is not None for m in messages)
     if _is_text(messages):
         return _text_sequence(messages, trained, tok, stats)
-    try:
-        return chat_sequence(messages, tok, trained, tools)
-    except RowError as error:
-        check_template(tok)
-        stats.dropped[str(error)[:100] if "U+10FFFD" in str(error) else "a token spells both prompt and response"] += 1
-        return None
+    return chat_sequence(messages, tok, trained, tools)
 
 
-def check_template(tok: Tokenizer) -> None:
-    """Raises a TemplateError when not even the plainest conversation can be masked: then the template is at fault, not the row."""
-    plain = (Message(role="user", content="Question"), Message(role="assistant", content="Answer"))
-    try:
-        chat_sequence(plain, tok, [1])
-    except RowError as error:
-        raise TemplateError(f"The chat template cannot be masked exactly with this tokenizer: {error}.") from error
+def _drop(error: RowError | TemplateError, tok: Tokenizer, stats: EncodeStats) -> None:
+    """Counts a row that cannot be used, unless the template is at fault whatever the row: then it is refused."""
+    check_template(tok)
+    stats.dropped[error.reason if isinstance(error, TemplateError) else str(error)] += 1
 
 
-def _text_sequence(
-    messages: Sequence[Message], trained: Sequence[int], tok: Tokenizer, stats: EncodeStats
-) -> Encoded:
+def _text_sequence(messages: Sequence[Message], trained: Sequence[int], tok: Tokenizer, stats: EncodeStats) -> Encoded:
     ids, offsets = tok.encode_with_offsets("".join(m.content for m in messages))
-    borders = np.cumsum([len(m.content) for m in messages])
     begins_L, ends_L = offsets[:, 0], offsets[:, 1]
-    turn_L = np.searchsorted(borders, begins_L, side="right")
+    borders = np.cumsum([len(m.content) for m in messages])
     trains = np.isin(np.arange(len(messages)), trained)
-    scored = trains[np.minimum(turn_L, len(messages) - 1)] if len(ids) else np.zeros(0, dtype=bool)
-    changes = [int(border) for k, border in enumerate(borders[:-1]) if trains[k] != trains[k + 1]]
+    turn_L = np.minimum(np.searchsorted(borders, begins_L, side="right"), len(messages) - 1)
+    changes = borders[:-1][trains[:-1] != trains[1:]]
     stats.straddled += any(bool(((begins_L < border) & (border < ends_L)).any()) for border in changes)
     framed = _framed(ids, tok)
     before = len(framed) - len(ids) - 1
-    return framed, np.concatenate([np.zeros(before, dtype=bool), scored, trains[-1:]])
+    return framed, np.concatenate([np.zeros(before, dtype=bool), trains[turn_L], trains[-1:]])
 
 
 def _is_text(messages: Sequence[Message]) -> bool:
     kinds = {m.role == TEXT for m in messages}
-    if not messages:
-        raise ValueError("A conversation without messages cannot be encoded: give at least one.")
-    if len(kinds) > 1:
-        raise ValueError("Plain-text and chat messages are mixed in one row: give it only one kind.")
+    if len(kinds) != 1:
+        raise RowError("plain-text and chat messages are mixed in one row" if kinds else "no messages")
     return kinds == {True}
-
-
-def _bos(tok: Tokenizer) -> list[int]:
-    return [tok.bos_id] if tok.adds_bos and tok.bos_id is not None else []
 
 
 def _judged(comp: Comparison) -> tuple[str, Sequence[float], list[int]]:
@@ -292,28 +305,22 @@ def _judged(comp: Comparison) -> tuple[str, Sequence[float], list[int]]:
     else:
         name, values, sign = "counts", comp.judgement.counts, -1
     if len(values) != len(comp.responses):
-        raise ValueError(f"A comparison of {len(comp.responses)} responses is judged by {len(values)} numbers: give one each.")
+        raise RowError("the judgement does not give each response one number")
     return name, values, sorted(range(len(values)), key=lambda k: sign * values[k])
 
 
 def _cut(sequence: Encoded, max_length: int) -> Encoded:
     ids, scored = sequence[0][:max_length], sequence[1][:max_length].copy()
-    scored[:1] = False
+    scored[:1] = False  # nothing predicts the first token
     return ids, scored
 
 
 def _row(sequences: Sequence[Encoded], numbers: Mapping[str, np.ndarray] | None = None) -> Row:
     ids = tuple(np.ascontiguousarray(ids, dtype=np.int32) for ids, _ in sequences)
-    scored = tuple(s.copy() for _, s in sequences)
-    for scored_L in scored:
-        scored_L[:1] = False  # nothing predicts the first token
+    scored = tuple(_cut(sequence, len(sequence[0]))[1] for sequence in sequences)
     return Row(ids=ids, scored=scored, key=row_key(ids, scored), numbers=dict(numbers or {}))
 
 
 def _check_length(max_length: int) -> None:
     if max_length < 2:
         raise ValueError(f"max_length {max_length} is too short: use at least 2.")
-
-
-def _count_spelled(parts: Sequence[Sequence[Message]], tok: Tokenizer, stats: EncodeStats) -> None:
-    stats.spelled += any(tok.control_pattern.search(m.content) is not None for part in parts for m in part)

@@ -55,7 +55,7 @@ def lint_template(tok: Tokenizer) -> list[Finding]:
 def _prefix(tok: Tokenizer) -> Finding:
     shown = messages_for_template(TWO)
     whole = tok.template.render(shown)
-    if all(whole.startswith(tok.template.render(shown[:i])) for i in (2,)):
+    if whole.startswith(tok.template.render(shown[:2])):
         return Finding(OK, "prefix", "A conversation begins with the text of its earlier turns.")
     return Finding(
         WARNING, "prefix", "The template rewrites earlier turns when the conversation goes on.",
@@ -66,7 +66,7 @@ def _prefix(tok: Tokenizer) -> Finding:
 def _generation_prompt(tok: Tokenizer) -> Finding:
     name = "generation prompt"
     shown = messages_for_template(ONE)
-    text, turns = tok.template.turns(shown, tok.stop_texts)
+    text = tok.template.render(shown)
     prompt = tok.template.render(shown[:1], add_generation_prompt=True)
     if not text.startswith(prompt):
         return Finding(
@@ -129,7 +129,10 @@ def _bos(tok: Tokenizer) -> Finding:
         )  # fmt: skip
     if tok.adds_bos:
         return Finding(
-            WARNING, "bos", f"Plain text gets {bos}, chats do not.", "Begin the template with {{ bos_token }} if the model expects it."
+            WARNING,
+            "bos",
+            f"Plain text gets {bos}, chats do not.",
+            "Begin the template with {{ bos_token }} if the model expects it.",
         )
     return Finding(OK, "bos", "BOS is written once." if written else "Neither template nor tokenizer writes a BOS.")
 
@@ -142,19 +145,27 @@ def _padding(tok: Tokenizer) -> Finding:
             WARNING, "padding", f"The padding token is also a stop token ({tok.token(tok.pad_id)}): trainers that mask padding by its id "
             "never train it, and the model does not learn to stop (Trueline does not pad).", "Give padding a token of its own.",
         )  # fmt: skip
-    return Finding(OK, "padding", "Padding and stop tokens differ." if tok.pad_id is not None else "There is no padding token.")
+    return Finding(
+        OK, "padding", "Padding and stop tokens differ." if tok.pad_id is not None else "There is no padding token."
+    )
 
 
 def _injection(tok: Tokenizer) -> Finding:
     header = tok.template.render(messages_for_template(ONE[:1]))
     if not tok.control_pattern.search(header.replace(tok.names.get("bos_token", "\0"), "")):
         return Finding(
-            WARNING, "injection", "Turns are separated by plain text, which a user can type.", "Prefer role markers that are special tokens."
+            WARNING,
+            "injection",
+            "Turns are separated by plain text, which a user can type.",
+            "Prefer role markers that are special tokens.",
         )
     hostile = "".join(sorted(tok.control))
     if set(tok.encode(hostile)) & set(tok.control.values()):
         return Finding(
-            WARNING, "injection", "The vocabulary spells a control token even in plain text.", "Filter user text for control tokens."
+            WARNING,
+            "injection",
+            "The vocabulary spells a control token even in plain text.",
+            "Filter user text for control tokens.",
         )
     return Finding(OK, "injection", "Control tokens typed by a user stay plain characters.")
 
@@ -165,9 +176,13 @@ def _system(tok: Tokenizer) -> Finding:
         text = tok.template.render(messages_for_template((system, *ONE)))
         plain = tok.template.render(messages_for_template(ONE))
     except TemplateError:
-        return Finding(WARNING, "system", "The template refuses system messages.", "Move them into the first user message.")
+        return Finding(
+            WARNING, "system", "The template refuses system messages.", "Move them into the first user message."
+        )
     if "Be brief." not in text:
-        return Finding(WARNING, "system", "The template drops system messages.", "Move them into the first user message.")
+        return Finding(
+            WARNING, "system", "The template drops system messages.", "Move them into the first user message."
+        )
     answerable = plain.split(ONE[0].content)[0].strip()
     if "system" in answerable.lower() and len(answerable) > 40:
         return Finding(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 
 from trueline.records import Row
@@ -19,7 +21,7 @@ def segments(ids: np.ndarray, scored: np.ndarray, tok: Tokenizer) -> Segments:
     borders = [0, *(np.flatnonzero(np.diff(scored)) + 1).tolist(), len(ids)] if len(ids) else [0]
     found: Segments = []
     shown = 0
-    for start, stop in zip(borders, borders[1:], strict=False):
+    for start, stop in pairwise(borders):
         text = tok.decode(ids[:stop], skip_special=False)
         found.append((text[shown:], bool(scored[start])))
         shown = len(text)

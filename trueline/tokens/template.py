@@ -6,18 +6,20 @@
 A turn starts where the generation prompt ends and stops after its end token. How it is found:
 
 1. `{% generation %}` markers, where the template has them, decide alone.
-2. Otherwise the start is the end of the generation prompt, rendered from the messages before the turn, which must be how the whole
-   conversation begins (or, where a template rewrites earlier turns, what follows the preceding message in it). The end of the content
-   is found by rendering again with a private-use character put behind the last visible character of each message. Without these
-   characters the text must be the same as before, so a template that trims or merges white space is followed exactly, and one that
-   reacts to them (cuts the content, writes it twice) is noticed. The first stop token behind the content belongs to the turn.
+2. Otherwise the start is the end of the generation prompt, rendered from the messages before the turn. It must be how
+   the whole conversation begins (or, where a template rewrites earlier turns, what follows the message before). The end
+   of the content is found by rendering again with a private-use character behind each message. Without these
+   characters the text must be the same as before, so a template that trims or merges white space is followed exactly,
+   and one that reacts to them (cuts the content, writes it twice) is noticed. The first stop token behind the content
+   belongs to the turn.
 3. What cannot be located like this is a TemplateError; nothing is guessed.
 
-Text written by people may spell control tokens. `guard` replaces them by aliases of equal length before rendering (tokenizer.py), so
-what remains in the rendered text as "<|im_end|>" was written by the template.
+Text written by people may spell control tokens. They are replaced by aliases of equal length before rendering
+(encode.py), so what still reads "<|im_end|>" in the rendered text was written by the template.
 
-Jinja is set up as in transformers: sandboxed, trim_blocks, lstrip_blocks, loop controls, tojson, raise_exception, strftime_now.
-Left out: several named templates in one tokenizer (the one called "default" is used), documents for retrieval templates.
+Jinja is set up as in transformers: sandboxed, trim_blocks, lstrip_blocks, loop controls, tojson, raise_exception,
+strftime_now. Left out: several named templates in one tokenizer (the one called "default" is used), documents for
+retrieval templates.
 """
 
 from __future__ import annotations
@@ -49,13 +51,22 @@ CHATML = (
 PRIVATE_FIRST, PRIVATE_LAST = 0xF0000, 0xFFFFD
 MARKS = "trueline_generation_marks"
 
+Messages = Sequence[Mapping[str, Any]]
+"""Messages (or tools) as the mappings that templates read."""
+Place = tuple[int, int]
+"""Where a content begins and ends in the rendered text."""
+
 
 class TemplateError(ValueError):
-    """The template cannot do what was asked, whatever the row."""
+    """The template cannot do what was asked of it with these messages; `reason` says why in words that fit every row."""
+
+    def __init__(self, message: str, reason: str) -> None:
+        super().__init__(message)
+        self.reason = reason
 
 
 class RowError(ValueError):
-    """This row cannot be used with the template; others can."""
+    """This row cannot be used, whatever the template. Its message fits every such row."""
 
 
 @dataclass(frozen=True)
@@ -90,17 +101,18 @@ class ChatTemplate:
         try:
             return environment.from_string(self.source)
         except jinja2.TemplateSyntaxError as error:
-            raise TemplateError(f"The chat template does not parse: {error.message} (line {error.lineno}).") from error
+            message = f"The chat template does not parse: {error.message} (line {error.lineno})."
+            raise TemplateError(message, "the chat template does not parse") from error
 
     @cached_property
     def has_generation_markers(self) -> bool:
-        return re.search(r"\{%-?\+?\s*generation\s*[-+]?%\}", self.source) is not None
+        return re.search(r"\{%[-+]?\s*generation\s*[-+]?%\}", self.source) is not None
 
     def render(
         self,
-        messages: Sequence[Mapping[str, Any]],
+        messages: Messages,
         *,
-        tools: Sequence[Mapping[str, Any]] = (),
+        tools: Messages = (),
         add_generation_prompt: bool = False,
         marks: tuple[str, str] | None = None,
     ) -> str:
@@ -115,15 +127,16 @@ class ChatTemplate:
                 **variables,
             )
         except jinja2.TemplateError as error:
-            raise TemplateError(f"The chat template refuses these messages: {error.message}.") from error
-        except (TypeError, KeyError, AttributeError, IndexError) as error:
-            raise TemplateError(f"The chat template fails on these messages: {error}.") from error
+            reason = f"the chat template refuses the messages: {error.message}"
+            raise TemplateError(f"{reason[0].upper()}{reason[1:]}.", reason[:120]) from error
+        except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:  # untrusted code
+            raise TemplateError(
+                f"The chat template fails on these messages: {error}.", "the chat template fails"
+            ) from error
 
     # ---- where the turns are
 
-    def turns(
-        self, messages: Sequence[Mapping[str, Any]], stops: Sequence[str], *, tools: Sequence[Mapping[str, Any]] = ()
-    ) -> tuple[str, list[Turn]]:
+    def turns(self, messages: Messages, stops: Sequence[str], *, tools: Messages = ()) -> tuple[str, list[Turn]]:
         """The rendered conversation and its assistant turns. `stops` are the texts of the tokens that may end a turn."""
         text = self.render(messages, tools=tools)
         wanted = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
@@ -134,16 +147,17 @@ class ChatTemplate:
         places = self._places(text, messages, tools)
         return text, [self._turn(i, text, messages, places, stops, tools) for i in wanted]
 
-    def _marked_turns(
-        self, text: str, messages: Sequence[Mapping[str, Any]], wanted: Sequence[int], tools: Sequence[Mapping[str, Any]]
-    ) -> list[Turn]:
+    def _marked_turns(self, text: str, messages: Messages, wanted: Sequence[int], tools: Messages) -> list[Turn]:
         first = _free_characters(text, 2)
         opening, closing = chr(first), chr(first + 1)
         marked = self.render(messages, tools=tools, marks=(opening, closing))
         plain, found = _take_out(marked, first, 2)
         opened, closed = found[0], found[1]
         if plain != text or len(opened) != len(closed):
-            raise TemplateError("The chat template changes the text inside {% generation %} after writing it.")
+            raise TemplateError(
+                "The chat template changes the text inside {% generation %} after writing it: write it directly.",
+                "the chat template changes the text inside {% generation %}",
+            )
         indices = list(wanted) if len(opened) == len(wanted) else [-1] * len(opened)
         return [Turn(i, a, b, b) for i, a, b in zip(indices, opened, closed, strict=True)]
 
@@ -151,35 +165,38 @@ class ChatTemplate:
         self,
         i: int,
         text: str,
-        messages: Sequence[Mapping[str, Any]],
-        places: Sequence[tuple[int, int] | None],
+        messages: Messages,
+        places: Sequence[Place | None],
         stops: Sequence[str],
-        tools: Sequence[Mapping[str, Any]],
+        tools: Messages,
     ) -> Turn:
         start = self._start(i, text, messages, places, tools)
         place = places[i]
-        if place is None and not messages[i]["content"].strip():  # nothing visible to locate: the turn is its end, or tool calls
-            place = (start, start)
+        if place is None and not messages[i]["content"].strip():
+            place = (start, start)  # nothing visible to locate: the turn is its end, or tool calls
         if place is None:
             raise TemplateError(
-                f"The chat template does not write the content of message {i + 1} (assistant) once and whole, so the loss "
-                "cannot be masked exactly: add {% generation %} markers to the template."
+                f"The chat template does not write the content of message {i + 1} (assistant) once and whole, so the "
+                "loss cannot be masked exactly: add {% generation %} markers to the template.",
+                "the chat template does not write an answer once and whole",
             )
         begin, end = place
         if start > begin:
             raise TemplateError(
-                f"The generation prompt of the chat template reaches into the answer (message {i + 1}): the template must write "
-                "the same text before an answer as in a generation prompt."
+                f"The generation prompt of the chat template reaches into the answer (message {i + 1}): the template "
+                "must write the same text before an answer as in a generation prompt.",
+                "the generation prompt reaches into the answer",
             )
         limit = min((p[0] for p in places[i + 1 :] if p is not None and p[0] >= end), default=len(text))
-        closing = [(k, len(s)) for s in stops if (k := text.find(s, end, limit)) >= 0]
+        closing = [(position, -len(s)) for s in stops if (position := text.find(s, end, limit)) >= 0]
         if closing:
-            position, negative = min((k, -size) for k, size in closing)
+            position, negative = min(closing)
             return Turn(i, start, position - negative, end)
         if messages[i].get("tool_calls"):
             raise TemplateError(
                 f"No stop token closes message {i + 1} in the chat template, so the end of its tool calls is unknown: "
-                "let the template end an assistant turn with the tokenizer's end token."
+                "let the template end an assistant turn with the tokenizer's end token.",
+                "no stop token closes a turn with tool calls",
             )
         return Turn(i, start, end, end)
 
@@ -187,9 +204,9 @@ class ChatTemplate:
         self,
         i: int,
         text: str,
-        messages: Sequence[Mapping[str, Any]],
-        places: Sequence[tuple[int, int] | None],
-        tools: Sequence[Mapping[str, Any]],
+        messages: Messages,
+        places: Sequence[Place | None],
+        tools: Messages,
     ) -> int:
         """Where the model begins to write message i."""
         prompt = self.render(messages[:i], tools=tools, add_generation_prompt=True)
@@ -202,27 +219,28 @@ class ChatTemplate:
                 tail = prompt[here[1] :]
                 if text.startswith(tail, before[1]):
                     return before[1] + len(tail)
-        shown = prompt[-60:]
         raise TemplateError(
-            f"The generation prompt of the chat template (it ends with {shown!r}) is not what precedes message {i + 1} in the whole "
-            "conversation, so the loss cannot be masked exactly: make the two equal or add {% generation %} markers."
+            f"The generation prompt of the chat template (it ends with {prompt[-60:]!r}) is not what precedes message "
+            f"{i + 1} in the whole conversation, so the loss cannot be masked exactly: make the two equal or add "
+            "{% generation %} markers.",
+            "the generation prompt is not what precedes an answer",
         )
 
     def _places(
         self,
         text: str,
-        messages: Sequence[Mapping[str, Any]],
-        tools: Sequence[Mapping[str, Any]],
+        messages: Messages,
+        tools: Messages,
         *,
         add_generation_prompt: bool = False,
-    ) -> list[tuple[int, int] | None]:
+    ) -> list[Place | None]:
         """For each message where its content begins and ends in `text`, or None where that cannot be told.
 
         `begin` is the first visible character; `end` lies behind the trailing white space when the template keeps it.
         """
         first = _free_characters(text + "".join(strings(list(messages))), 2 * len(messages))
 
-        def attempt(indices: Sequence[int], keep_trailing: bool) -> dict[int, tuple[int, int]]:
+        def attempt(indices: Sequence[int], keep_trailing: bool) -> dict[int, Place]:
             marked = [
                 _with_marks(m, chr(first + 2 * j), chr(first + 2 * j + 1), keep_trailing) if j in indices else m
                 for j, m in enumerate(messages)
@@ -317,7 +335,7 @@ def _free_characters(text: str, count: int) -> int:
         if code - first >= count:
             return first
         first = code + 1
-    raise RowError(f"The conversation uses private-use characters throughout, or has more than {count // 2 - 1} messages.")
+    raise RowError("the conversation has too many messages, or uses private-use characters throughout")
 
 
 class _Generation(jinja2.ext.Extension):
@@ -325,7 +343,7 @@ class _Generation(jinja2.ext.Extension):
 
     tags = {"generation"}  # noqa: RUF012 (jinja's interface)
 
-    def parse(self, parser: jinja2.parser.Parser) -> jinja2.nodes.CallBlock:
+    def parse(self, parser: jinja2.parser.Parser) -> jinja2.nodes.Node:
         line = next(parser.stream).lineno
         body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
         call = self.call_method("write", [jinja2.nodes.ContextReference()])
@@ -336,8 +354,13 @@ class _Generation(jinja2.ext.Extension):
         return f"{marks[0]}{caller()}{marks[1]}" if marks else caller()
 
 
-def _tojson(value: Any, ensure_ascii: bool = False, indent: int | None = None, separators: tuple[str, str] | None = None,
-            sort_keys: bool = False) -> str:  # fmt: skip
+def _tojson(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
     # jinja's own tojson escapes HTML, which no model wants to read
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 

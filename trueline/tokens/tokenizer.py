@@ -5,9 +5,10 @@
     tok.encode(text, allow_special=True)              control tokens in the text are recognised
     tok.save(folder)                                  transformers.AutoTokenizer reads it, with equal ids
 
-Two backends are kept: `_full` recognises every added token, `_plain` knows control tokens by their aliases only (backend.py). So a
-rendered chat in which both the template and a person wrote "<|im_end|>" is encoded in one pass, with true offsets
-(`encode_guarded`). Nothing is ever added to a text; `adds_bos` says whether the family expects a BOS before plain text.
+Two backends are kept: `_full` recognises every added token, `_plain` knows control tokens by their aliases only
+(backend.py). So a rendered chat in which both the template and a person wrote "<|im_end|>" is encoded in one pass, with
+true offsets (`encode_guarded`). Nothing is ever added to a text; `adds_bos` says whether the family expects a BOS
+before plain text.
 
 Left out: rendering chats (template.py), SentencePiece `.model` files, slow tokenizers.
 """
@@ -44,8 +45,8 @@ class Tokenizer:
         extra_stop_ids: Iterable[int] = (),
         source: str = "",
     ) -> None:
-        """`spec` is the parsed tokenizer.json; `names` maps bos_token, eos_token, pad_token, ... to their text; `config` is the
-        rest of tokenizer_config.json; without a `chat_template` it is ChatML (see `default_template`)."""
+        """`spec` is the parsed tokenizer.json; `names` maps bos_token, eos_token, pad_token, ... to their text; `config`
+        is the rest of tokenizer_config.json; without a `chat_template` it is ChatML (see `default_template`)."""
         self.spec = spec
         self.names: dict[str, str] = {role: text for role, text in names.items() if text}
         self.config: dict[str, Any] = dict(config or {})
@@ -107,9 +108,13 @@ class Tokenizer:
     def with_template(self, chat_template: str) -> Tokenizer:
         """The same vocabulary with another chat template."""
         return Tokenizer(
-            self.spec, names=self.names, chat_template=chat_template, config=self.config,
-            extra_stop_ids=self._extra_stop_ids, source=self.source,
-        )  # fmt: skip
+            self.spec,
+            names=self.names,
+            chat_template=chat_template,
+            config=self.config,
+            extra_stop_ids=self._extra_stop_ids,
+            source=self.source,
+        )
 
     # ---- text to ids
 
@@ -133,24 +138,22 @@ class Tokenizer:
         return np.concatenate(ids), np.concatenate(offsets)
 
     def encode_guarded(self, text: str) -> tuple[np.ndarray, np.ndarray]:
-        """Ids and offsets of a chat rendered from guarded messages: control tokens that the template wrote become their ids, those
-        that a person wrote (aliases here) are spelled out."""
+        """Ids and offsets of a chat rendered from guarded messages: control tokens that the template wrote become their
+        ids, those that a person wrote (aliases here) are spelled out."""
         if ALIAS_HEAD not in text:
             return _encoded(self._full, text)
         return _encoded(self._plain, self._swap_pattern.sub(lambda match: self._swap[match.group()], text))
-
-    def guard(self, text: str) -> str:
-        """The text with control tokens replaced by aliases of the same length."""
-        if ALIAS_HEAD in text:
-            raise RowError("the text holds U+10FFFD, which is reserved: take it out")
-        return self.control_pattern.sub(lambda match: self.aliases[match.group()], text)
 
     def encode_batch(self, texts: Sequence[str], *, allow_special: bool = False) -> list[np.ndarray]:
         """Many texts to int32 arrays, over threads."""
         if not allow_special and any(ALIAS_HEAD in text for text in texts):
             return [self.encode_with_offsets(text)[0] for text in texts]
         backend = self._full if allow_special else self._plain
-        return [np.array(e.ids, dtype=np.int32) for e in backend.encode_batch_fast(list(texts), add_special_tokens=False)]
+        try:
+            encodings = backend.encode_batch_fast(list(texts), add_special_tokens=False)
+        except TypeError:  # one of them is no Unicode; only the slow path says so
+            return [self.encode_with_offsets(text, allow_special=allow_special)[0] for text in texts]
+        return [np.array(encoding.ids, dtype=np.int32) for encoding in encodings]
 
     # ---- ids to text
 
@@ -180,6 +183,8 @@ class Tokenizer:
             **self.config,
             **self.names,
         }
+        if config["tokenizer_class"] == "TokenizersBackend":  # the name of transformers 5, which 4 and its users lack
+            config["tokenizer_class"] = "PreTrainedTokenizerFast"
         write_atomic(folder / "tokenizer.json", json.dumps(self.spec, ensure_ascii=False, indent=1))
         write_atomic(folder / "tokenizer_config.json", json.dumps(config, ensure_ascii=False, indent=2))
         write_atomic(folder / "special_tokens_map.json", json.dumps(self.names, ensure_ascii=False, indent=2))
@@ -187,14 +192,17 @@ class Tokenizer:
 
 
 def default_template(control: Mapping[str, int], names: Mapping[str, str]) -> str:
-    """ChatML where its end token exists; else the same with plain role headers, every turn closed by the EOS, which the model knows."""
+    """ChatML where its end token exists; else every turn is closed by the EOS, a token that the model knows."""
     if "<|im_end|>" in control or "eos_token" not in names:
         return CHATML
     return CHATML.replace("'<|im_end|>'", "eos_token")
 
 
 def _encoded(backend: tokenizers.Tokenizer, text: str) -> tuple[np.ndarray, np.ndarray]:
-    encoding = backend.encode(text, add_special_tokens=False)
+    try:
+        encoding = backend.encode(text, add_special_tokens=False)
+    except TypeError as error:
+        raise RowError("the text holds half of a surrogate pair, which is no Unicode") from error
     return np.array(encoding.ids, dtype=np.int32), np.array(encoding.offsets, dtype=np.int32).reshape(-1, 2)
 
 
@@ -214,20 +222,20 @@ def load_tokenizer(path_or_hub_id: str | Path) -> Tokenizer:
     if not (folder / "tokenizer.json").is_file():
         if (folder / "tokenizer.model").is_file():
             raise ValueError(
-                f"{folder} has only a SentencePiece tokenizer.model: convert it once with "
-                "transformers.AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR), which writes the tokenizer.json read here."
+                f"{folder} has only a SentencePiece tokenizer.model; write the tokenizer.json read here once with "
+                "transformers.AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR)."
             )
         raise ValueError(f"{folder} has no tokenizer.json: give a directory (or hub id) that holds one.")
     spec = _json(folder / "tokenizer.json")
     config = _json(folder / "tokenizer_config.json")
     listed = _json(folder / "special_tokens_map.json")
-    names = {role: _text(said) for role, said in {**listed, **config}.items() if role.endswith("_token") and _text(said)}
-    template = _template(folder, config)
+    names = {role: _text(said) for role, said in {**listed, **config}.items() if role.endswith("_token")}
+    names = {role: text for role, text in names.items() if text}
     kept = {k: v for k, v in config.items() if k not in ("chat_template", "auto_map", *names)}
     return Tokenizer(
         _with_listed_tokens(spec, config),
         names=names,
-        chat_template=template,
+        chat_template=_template(folder, config),
         config=kept,
         extra_stop_ids=_ends(folder),
         source=str(path_or_hub_id),
@@ -240,7 +248,7 @@ def _download(name: str) -> Path:
     try:
         from huggingface_hub import snapshot_download
     except ImportError as error:
-        raise ValueError(f"There is no directory {name}; to read it from the hub, pip install huggingface_hub.") from error
+        raise ValueError(f"There is no directory {name} (to read a hub id, pip install huggingface_hub).") from error
     patterns = ["tokenizer*", "special_tokens_map.json", "chat_template*", "generation_config.json"]
     try:
         return Path(snapshot_download(name, allow_patterns=patterns))
@@ -273,7 +281,8 @@ def _template(folder: Path, config: Mapping[str, Any]) -> str:
         return said
     by_name = {entry["name"]: entry["template"] for entry in said}
     if "default" not in by_name:
-        raise ValueError(f"{folder} names the chat templates {', '.join(sorted(by_name))} but none is called default: rename one.")
+        listed = ", ".join(sorted(by_name))
+        raise ValueError(f"{folder} names the chat templates {listed}, but none is called default: rename one.")
     return by_name["default"]
 
 
@@ -319,7 +328,10 @@ def train_tokenizer(
     (both lose the exact round trip). Merges never cross the borders of `_pattern`.
     """
     if vocab_size < 256 + len(specials):
-        raise ValueError(f"vocab_size {vocab_size} is too small: 256 bytes and {len(specials)} special tokens need a token each.")
+        least = 256 + len(specials)
+        raise ValueError(
+            f"vocab_size {vocab_size} is too small: use at least {least} (256 bytes and the special tokens)."
+        )
     if normalizer not in (None, "NFC", "NFKC"):
         raise ValueError(f"normalizer {normalizer!r} is unknown: use none, NFC or NFKC.")
     backend = tokenizers.Tokenizer(models.BPE())
