@@ -1,7 +1,9 @@
 """A simulated annotator: preferences from known scores, with a stated noise.
 
-    P(a preferred to b) = sigmoid((score_a - score_b) / noise)        Bradley-Terry (1952)
+    P(a preferred to b) = sigmoid((score_a - score_b) / noise)        Bradley-Terry (1952): pairs_by_bradley_terry
+    order of K = by score / noise + Gumbel noise                      Plackett-Luce (1975): rankings_by_plackett_luce
 
+Of any two responses in a Plackett-Luce ranking the one ahead is as in Bradley-Terry, so a ranking of K holds K(K-1)/2 such choices.
 noise 0 is a perfect annotator (ties by a coin); a larger noise errs more. The scores themselves stay out of the records, as
 with people.
 Left out: people, and bias by position or length (wrap the scores to simulate them).
@@ -65,4 +67,34 @@ def pairs_by_bradley_terry(
                     source=source,
                 )
             )
+    return found
+
+
+def rankings_by_plackett_luce(groups: Sequence[Group], noise: float, seed: int, *, annotator: str = "", source: str = "") -> list[Comparison]:
+    """One noisy ranking per prompt of its responses that differ in text; prompts with fewer than two are left out.
+
+    Adding Gumbel noise to score / noise and sorting draws from Plackett-Luce. A Comparison lists the preferred response first.
+    """
+    if not noise > 0:
+        raise ValueError(f"noise must be above 0, got {noise}: a perfect annotator ranks by the scores themselves")
+    found = []
+    for group in groups:
+        if len(group.scores) != len(group):
+            raise ValueError(f"prompt {group.key} has no scores: judge the groups before the annotator sees them")
+        rng = np.random.default_rng([seed, int(group.key, 16)])
+        first_of = {tuple(m.content for m in response): k for k, response in reversed(list(enumerate(group.responses)))}
+        kept = sorted(first_of.values())
+        if len(kept) < 2:
+            continue
+        worth_K = np.array([group.scores[k] for k in kept]) / noise + rng.gumbel(size=len(kept))
+        order = [kept[i] for i in np.argsort(-worth_K)]
+        found.append(
+            Comparison(
+                prompt=group.prompt,
+                responses=tuple(group.responses[k] for k in order),
+                judgement=Ranking(tuple(range(1, len(order) + 1))),
+                annotator=annotator or f"plackett-luce(noise={noise:g})",
+                source=source,
+            )
+        )
     return found
