@@ -18,7 +18,6 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
 from hashlib import blake2b
 from itertools import count
 from typing import TYPE_CHECKING, Any
@@ -59,6 +58,7 @@ class Engine:
             raise ValueError(f"max_batch and prefill_tokens must be at least 1, got {max_batch} and {prefill_tokens}")
         self.model, self.tokenizer, self.version = model, tokenizer, version or model.source
         self._stop_ids = _end_tokens(model, tokenizer) if stop_ids is None else frozenset(stop_ids)
+        self._hidden = frozenset() if tokenizer is None else frozenset(tokenizer.control.values())
         self._scheduler = Scheduler(max_batch, prefill_tokens)
         self._cache: Cache | None = None
         self._knobs: Knobs | None = None
@@ -262,7 +262,7 @@ class Engine:
             return "stop"
         if request.sampling.stop:
             assert self.tokenizer is not None
-            if hits_stop(running.ids, request.sampling.stop, partial(self.tokenizer.decode, skip_special=False)):
+            if hits_stop(running.ids, request.sampling.stop, self.tokenizer.decode, self._hidden):
                 return "stop"
         return "length" if len(running.ids) >= request.limit else None
 

@@ -72,7 +72,8 @@ def draw(logits_BV: Tensor, knobs: Knobs, uniform_B: np.ndarray) -> tuple[np.nda
 def _inverse_cdf(odds_BV: Tensor, uniform_B: Tensor) -> Tensor:
     """First token whose running sum exceeds u * total: never one with odds 0, as its sum equals the one before."""
     sums_BV = odds_BV.cumsum(1, dtype=torch.float64)  # in float32 the sum of a large vocabulary would shift the borders
-    return torch.searchsorted(sums_BV, (uniform_B * sums_BV[:, -1])[:, None], right=True)[:, 0]
+    ids_B = torch.searchsorted(sums_BV, (uniform_B * sums_BV[:, -1])[:, None], right=True)[:, 0]
+    return ids_B.clamp_max(sums_BV.shape[1] - 1)  # NaN sums find no place; their log-prob tells the caller
 
 
 def _truncated(odds_BV: Tensor, knobs: Knobs) -> Tensor:
