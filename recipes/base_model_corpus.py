@@ -64,7 +64,9 @@ def build(config: CorpusConfig) -> dict[str, object]:
     seen: set[bytes] = set()
     table, dropped = [], Counter[str]()
     with ProcessPoolExecutor(config.workers) as pool:
-        for own, found, texts, counts in pool.map(partial(read_distribution, config=config, held_out=held_out), by_distribution.values()):
+        for own, found, texts, counts in pool.map(
+            partial(read_distribution, config=config, held_out=held_out), by_distribution.values()
+        ):
             dropped += counts
             functions += found
             characters = {}
@@ -73,7 +75,12 @@ def build(config: CorpusConfig) -> dict[str, object]:
                 characters[kind] = sum(len(d.text) for d in fresh)
                 documents[kind] += fresh
             table.append(
-                dict(distribution=own[0].distribution, version=own[0].version, licence=own[0].licence, files=sum(len(p.files) for p in own))
+                dict(
+                    distribution=own[0].distribution,
+                    version=own[0].version,
+                    licence=own[0].licence,
+                    files=sum(len(p.files) for p in own),
+                )
                 | dict(pairs=len(found), code_characters=characters["code"], docs_characters=characters["docs"])
             )
             print(f"{table[-1]}", flush=True)
@@ -82,7 +89,10 @@ def build(config: CorpusConfig) -> dict[str, object]:
     rng = np.random.default_rng(config.seed)
     save_functions((functions[i] for i in rng.permutation(len(functions))), config.out / "pairs.jsonl")
     for kind, pieces in documents.items():
-        lines = (json.dumps(dict(text=pieces[i].text, source=pieces[i].source, meta=dict(pieces[i].meta))) for i in rng.permutation(len(pieces)))
+        lines = (
+            json.dumps(dict(text=pieces[i].text, source=pieces[i].source, meta=dict(pieces[i].meta)))
+            for i in rng.permutation(len(pieces))
+        )
         write_atomic(config.out / f"{kind}.jsonl", "\n".join(lines) + "\n")
     data = dict(
         packages=table,
@@ -93,7 +103,7 @@ def build(config: CorpusConfig) -> dict[str, object]:
         totals=dict(pairs=len(functions)) | {f"{k}_documents": len(v) for k, v in documents.items()}
         | {f"{k}_characters": sum(len(d.text) for d in v) for k, v in documents.items()}
         | dict(pair_characters=sum(len(f.body) + len(f.summary) for f in functions)),
-        config=dict(max_code_chars=config.max_code_chars, max_docs_chars=config.max_docs_chars, max_pairs=config.max_pairs, seed=config.seed),
+        config={k: v for k, v in asdict(config).items() if k.startswith("max_") or k == "seed"},
     )  # fmt: skip
     write_atomic(config.out / "data.json", json.dumps(data, indent=1))
     return data

@@ -1,10 +1,12 @@
 """Does a summary speak of its own function? Measures against the name and against what people wrote, with shuffled pairs as the yardstick.
 
-    name share      words of the name that the summary speaks of (inflections and abbreviations count), against a random other function's name
-    recall          content words of the human docstring that are absent from name and arguments, found in the summary; against other functions'
-                    docstrings, with a bootstrap interval of the paired difference: above zero, the summary says something it read in the body
+    name share   words of the name that the summary speaks of (inflections and abbreviations count), against a random
+                 other function's name
+    recall       content words of the human docstring that are absent from name and arguments, found in the summary;
+                 against other functions' docstrings, with a bootstrap interval of the paired difference: above zero,
+                 the summary says something that it read elsewhere
 
-Legend: N functions, P shuffles. A function whose name or docstring has no word to look for is left out (nan), and counted.
+Legend: N functions, P shuffles. A function whose name or docstring has no word to look for is left out (nan) and counted.
 """
 
 from __future__ import annotations
@@ -61,10 +63,15 @@ def new_word_recall(function: Function, summary: str) -> float:
     return len(wanted & {stem(w) for w in content_words(summary)}) / len(wanted) if wanted else float("nan")
 
 
-def grounding(functions: Sequence[Function], summaries: Sequence[str], *, seed: int = 0, shuffles: int = 10, resamples: int = 2000) -> Grounding:
+def grounding(
+    functions: Sequence[Function], summaries: Sequence[str], *, seed: int = 0, shuffles: int = 10, resamples: int = 2000
+) -> Grounding:
     """How far `summaries[n]` speaks of `functions[n]`, and of others by chance."""
     if len(functions) != len(summaries) or len(functions) < 2:
-        raise ValueError(f"grounding needs one summary per function and two functions at least; got {len(functions)} functions and {len(summaries)} summaries")
+        raise ValueError(
+            "grounding needs one summary per function, and two functions at least; "
+            f"got {len(functions)} functions and {len(summaries)} summaries"
+        )
     rng = np.random.default_rng(seed)
     others_PN = np.stack([other_functions(functions, rng) for _ in range(shuffles)])
     wanted = [new_stems(f) for f in functions]
@@ -109,7 +116,9 @@ def other_functions(functions: Sequence[Function], rng: np.random.Generator) -> 
     return other_N
 
 
-def bootstrap_mean(values_N: np.ndarray, rng: np.random.Generator, resamples: int = 2000, level: float = 0.95) -> tuple[float, float]:
+def bootstrap_mean(
+    values_N: np.ndarray, rng: np.random.Generator, resamples: int = 2000, level: float = 0.95
+) -> tuple[float, float]:
     """Percentile interval of the mean over functions; nan values are left out. Of paired differences it is the paired interval."""
     values = values_N[~np.isnan(values_N)]
     if not len(values):

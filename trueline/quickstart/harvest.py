@@ -2,8 +2,9 @@
 
     files -> ast -> Function(name, owner, arguments, calls, body, summary) -> filters -> duplicates removed -> harvest
 
-The order is fixed (package, file, line). A harvest is kept on disk under a key made of the packages' versions and of this file's rules, so the second
-run reads it in a second. Left out: which packages are held out (`splits`), rendering (`prompts`).
+The order is fixed (package, file, line). A harvest is kept on disk under a key made of the packages' versions and of
+this file's rules, so the second run reads it in a second. Left out: which packages are held out (`splits`), rendering
+(`prompts`).
 """
 
 from __future__ import annotations
@@ -18,20 +19,32 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from trueline.quickstart.sources import MAX_FILE_BYTES, Package, Skipped, distributions, own_dependencies, standard_library
+from trueline.quickstart.sources import (
+    MAX_FILE_BYTES,
+    Package,
+    Skipped,
+    distributions,
+    own_dependencies,
+    standard_library,
+)
 from trueline.quickstart.words import STOP_WORDS, prose_words, split_name
 from trueline.store import fingerprint, write_atomic
 
-RULES = 1
+RULES = 2
 """Raised whenever the rules below change, so that a kept harvest is not read by mistake."""
 
 MAX_BODY_CHARS = 1600
 MIN_BODY_CHARS = 12
 MIN_SUMMARY_WORDS, MAX_SUMMARY_WORDS, MAX_SUMMARY_CHARS = 3, 26, 160
+MAX_PARAGRAPH_CHARS = 90
+"""Of a longer first paragraph the first sentence is the summary."""
 
 NOISE_CALLS = frozenset(
-    "len isinstance issubclass super range print str int float bool list dict set tuple type getattr setattr hasattr enumerate zip iter next repr "
-    "id cast TypeVar ValueError TypeError KeyError RuntimeError NotImplementedError AttributeError IndexError AssertionError Exception".split()
+    """
+    len isinstance issubclass super range print str int float bool list dict set tuple type getattr setattr hasattr
+    enumerate zip iter next repr id cast TypeVar ValueError TypeError KeyError RuntimeError NotImplementedError
+    AttributeError IndexError AssertionError Exception
+    """.split()  # noqa: SIM905
 )
 """Called everywhere, so they say nothing about one function."""
 
@@ -41,7 +54,8 @@ SECTION = re.compile(
     re.I,
 )
 JUNK_OPENINGS = re.compile(
-    r"(see|deprecated|alias|todo|fixme|xxx|hack|note|warning|same as|inherit|overrid|override|not implemented|stub|test|like|equivalent|ditto|refer|"
+    r"(see|deprecated|alias|todo|fixme|xxx|hack|note|warning|same as|inherit|overrid|override|not implemented|stub|"
+    r"test|like|equivalent|ditto|refer|"
     r"placeholder|dummy|unused|docstring|as above|copied|from|usage|internal use|private|equal|shorthand for|wrapper for|wraps)\b(?!\w)",
     re.I,
 )
@@ -123,7 +137,12 @@ def harvest_packages(
         )
         if progress:
             progress(done, total)
-    result = Harvest(functions=tuple(deduplicate(functions, dropped)), packages=tuple(table), skipped=tuple(skipped), dropped=dict(sorted(dropped.items())))
+    result = Harvest(
+        functions=tuple(deduplicate(functions, dropped)),
+        packages=tuple(table),
+        skipped=tuple(skipped),
+        dropped=dict(sorted(dropped.items())),
+    )
     if kept:
         _save(result, kept)
     return result
@@ -171,27 +190,50 @@ def read_functions(text: str, package: str, path: str, dropped: Counter[str] | N
     return functions
 
 
-def _read_function(node: ast.FunctionDef | ast.AsyncFunctionDef, owner: str, lines: list[str], package: str, path: str) -> tuple[Function | None, str]:
+def _read_function(
+    node: ast.FunctionDef | ast.AsyncFunctionDef, owner: str, lines: list[str], package: str, path: str
+) -> tuple[Function | None, str]:
     """(the function, "") or (None, why not); an undocumented function has no reason."""
     doc = ast.get_docstring(node)
     if not doc:
         return None, ""
     name = node.name
-    if (name.startswith("__") and name.endswith("__")) or name.startswith("test_") or not [w for w in split_name(name) if len(w) > 1]:
+    if (
+        (name.startswith("__") and name.endswith("__"))
+        or name.startswith("test_")
+        or not [w for w in split_name(name) if len(w) > 1]
+    ):
         return None, "dunder, test or one-letter name"
-    if any(isinstance(d, ast.Name | ast.Attribute) and ast.unparse(d).split(".")[-1] in ("overload", "setter", "deleter") for d in node.decorator_list):
+    if any(
+        isinstance(d, ast.Name | ast.Attribute) and ast.unparse(d).split(".")[-1] in ("overload", "setter", "deleter")
+        for d in node.decorator_list
+    ):
         return None, "overload or setter"
     summary = clean_summary(doc)
     if not summary:
         return None, "summary too short, too long or not prose"
     rest = node.body[1:]
-    if not rest or all(isinstance(s, ast.Pass) or (isinstance(s, ast.Expr) and isinstance(s.value, ast.Constant)) or isinstance(s, ast.Raise) for s in rest):
+    if not rest or all(
+        isinstance(s, ast.Pass)
+        or (isinstance(s, ast.Expr) and isinstance(s.value, ast.Constant))
+        or isinstance(s, ast.Raise)
+        for s in rest
+    ):
         return None, "no body"
     body = compact_body(lines[rest[0].lineno - 1 : rest[-1].end_lineno])
     if len(body) < MIN_BODY_CHARS:
         return None, "body too short"
     a = node.args
-    arguments = [x.arg for x in (*a.posonlyargs, *a.args, *([a.vararg] if a.vararg else []), *a.kwonlyargs, *([a.kwarg] if a.kwarg else []))]
+    arguments = [
+        x.arg
+        for x in (
+            *a.posonlyargs,
+            *a.args,
+            *([a.vararg] if a.vararg else []),
+            *a.kwonlyargs,
+            *([a.kwarg] if a.kwarg else []),
+        )
+    ]
     return Function(
         name=name,
         owner=owner,
@@ -224,7 +266,11 @@ def called_names(body: Iterable[ast.stmt]) -> list[str]:
 
 def compact_body(lines: Sequence[str]) -> str:
     """Source lines dedented, without blank lines and comments, cut at a line end within MAX_BODY_CHARS."""
-    kept = [re.sub(r"\s+#[^'\"]*$", "", line).rstrip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
+    kept = [
+        re.sub(r"\s+#[^'\"]*$", "", line).rstrip()
+        for line in lines
+        if line.strip() and not line.lstrip().startswith("#")
+    ]
     text, out, size = textwrap.dedent("\n".join(kept)), [], 0
     for line in text.split("\n"):
         size += len(line) + 1
@@ -242,8 +288,8 @@ def clean_summary(doc: str) -> str:
             break
         paragraph.append(line.strip())
     text = clean_markup(" ".join(paragraph))
-    if len(text) > MAX_SUMMARY_CHARS * 3 // 4:  # a paragraph of several sentences: its first is the summary
-        first = re.match(r"(.{20,}?[^.A-Z]\.)\s+[A-Z]", text)
+    if len(text) > MAX_PARAGRAPH_CHARS:  # a paragraph of several sentences: its first is the summary
+        first = re.match(r"(.{15,}?[^.A-Z]\.)\s+[A-Z]", text)
         text = first.group(1) if first else text
     words = text.split()
     if not (MIN_SUMMARY_WORDS <= len(words) <= MAX_SUMMARY_WORDS and len(text) <= MAX_SUMMARY_CHARS):
@@ -252,7 +298,8 @@ def clean_summary(doc: str) -> str:
 
 
 def clean_markup(text: str) -> str:
-    """Roles, literals, emphasis and links of reStructuredText and Markdown replaced by their words."""
+    """Roles, literals, emphasis and links of reStructuredText, Markdown and epytext replaced by their words."""
+    text = re.sub(r"\b[A-Z]\{([^{}]*)\}", r"\1", text)
     text = re.sub(r":[\w:+-]+:`~?!?(?:[^`<]*<)?([^`>]*)>?`", lambda m: m.group(1).split(".")[-1], text)
     text = re.sub(r"\[([^\]]+)\]\([^)]*\)", r"\1", text)
     text = re.sub(r"`([^`<]+?)\s*<[^>`]*>`__?", r"\1", text)
@@ -265,11 +312,16 @@ def clean_markup(text: str) -> str:
 
 
 def _is_prose(text: str, words: list[str]) -> bool:
-    if not text[0].isalpha() or not text.isascii() or JUNK_OPENINGS.match(text) or re.search(r"\w\(.*,.*\) ?(->|=)|->|[{}\\|<>$]|https?:|=|__|#|\.\.\.", text):
+    if (
+        not text[0].isalpha()
+        or not text.isascii()
+        or JUNK_OPENINGS.match(text)
+        or re.search(r"\w\(.*,.*\) ?(->|=)|->|[{}\\|<>$]|https?:|=|__|#|\.\.\.", text)
+    ):
         return False
     letters = sum(ch.isalpha() or ch == " " for ch in text)
     said = prose_words(text)
-    if letters < 0.85 * len(text) or not any(w in STOP_WORDS for w in said) and len(words) > 6:
+    if letters < 0.85 * len(text) or (not any(w in STOP_WORDS for w in said) and len(words) > 6):
         return False
     return text[-1].isalnum() or text[-1] in ".)!'\""
 
@@ -279,12 +331,16 @@ def normalised(text: str) -> str:
     return " ".join(re.findall(r"[a-z0-9]+", text.lower()))
 
 
-def deduplicate(functions: Iterable[Function], dropped: Counter[str] | None = None, most_alike: int = 2) -> list[Function]:
-    """Without repeated bodies under one summary, and with at most `most_alike` functions of one name and summary; the first found stays."""
+def deduplicate(
+    functions: Iterable[Function], dropped: Counter[str] | None = None, most_alike: int = 2
+) -> list[Function]:
+    """Without repeated bodies under one summary, and with at most `most_alike` functions of one name and summary
+    (three times as many of one summary); the first found stay."""
     dropped = Counter() if dropped is None else dropped
     seen: set[tuple[str, str]] = set()
     bodies: Counter[str] = Counter()
     alike: Counter[tuple[str, str]] = Counter()
+    uses: Counter[str] = Counter()
     kept = []
     for function in functions:
         said, body = normalised(function.summary), re.sub(r"\W+", " ", function.body)
@@ -292,9 +348,12 @@ def deduplicate(functions: Iterable[Function], dropped: Counter[str] | None = No
             dropped["duplicate"] += 1
         elif alike[function.name.lower(), said] >= most_alike:
             dropped["same name and summary"] += 1
+        elif uses[said] >= 3 * most_alike:
+            dropped["summary used too often"] += 1
         else:
             seen.add((said, body))
             bodies[body] += 1
+            uses[said] += 1
             alike[function.name.lower(), said] += 1
             kept.append(function)
     return kept

@@ -1,4 +1,5 @@
-"""How a function is put to the model: lower-case words separated by spaces, so that prompt and prose share tokens, then a little of the body.
+"""How a function is put to the model: lower-case words separated by spaces, so that prompt and prose share tokens,
+then a little of the body.
 
     name: read config file
     class: config reader

@@ -2,7 +2,8 @@
 
     stdlib + distributions -> licence allow-list -> [Package(name, version, licence, files)], [skipped (name, reason)]
 
-Vendored copies inside a package are left out: the package's licence does not speak for them, and they would carry held-out code into training.
+Vendored copies inside a package are left out: the package's licence does not speak for them, and they would carry
+held-out code into training.
 Tests, generated tables and stubs are left out too. Left out here: parsing (`harvest`).
 """
 
@@ -16,30 +17,53 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-DEPENDENCIES = ("torch", "tokenizers", "safetensors", "numpy", "jinja2", "tyro", "rich", "pyarrow", "huggingface_hub", "regex", "zstandard")
+DEPENDENCIES = (
+    "torch",
+    "tokenizers",
+    "safetensors",
+    "numpy",
+    "jinja2",
+    "tyro",
+    "rich",
+    "pyarrow",
+    "huggingface_hub",
+    "regex",
+    "zstandard",
+)
 """Where the walk over installed distributions starts when Trueline's own metadata is not there (a bare clone)."""
 
 PERMISSIVE = frozenset(
-    "mit mit-0 mit-cmu 0bsd bsd bsd-2-clause bsd-3-clause bsd-1-clause bsd-2-clause-patent isc isc-license apache-2.0 psf-2.0 psf python-2.0 "
-    "python-2.0.1 cnri-python unlicense zlib cc0-1.0 bsl-1.0 hpnd hpnd-sell-variant wtfpl ncsa postgresql blueoak-1.0.0 upl-1.0 x11 "
-    "llvm-exception".split()
+    """
+    mit mit-0 mit-cmu 0bsd bsd bsd-2-clause bsd-3-clause bsd-1-clause bsd-2-clause-patent isc isc-license apache-2.0
+    psf-2.0 psf python-2.0 python-2.0.1 cnri-python unlicense zlib cc0-1.0 bsl-1.0 hpnd hpnd-sell-variant wtfpl ncsa
+    postgresql blueoak-1.0.0 upl-1.0 x11 llvm-exception
+    """.split()  # noqa: SIM905
 )
 """SPDX identifiers that let the text be used, changed and redistributed with attribution only."""
 
 PERMISSIVE_PHRASES = (
-    r"\bmit\b", r"\bbsd\b|[23]-clause", r"\bapache\b", r"python software foundation|\bpsf\b", r"\bisc\b", r"\bunlicense\b", r"\bzlib\b", r"\bcc0\b",
+    r"\bmit\b",
+    r"\bbsd\b|[23]-clause", r"\bapache\b", r"python software foundation|\bpsf\b", r"\bisc\b", r"\bunlicense\b", r"\bzlib\b", r"\bcc0\b",
     r"historical permission notice|\bhpnd\b", r"public domain", r"permission is hereby granted, free of charge",
     r"redistribution and use in source and binary forms",
 )  # fmt: skip
-COPYLEFT_PHRASES = r"\ba?l?gpl|general public licen|\bmpl\b|mozilla public|\bepl\b|eclipse public|creative commons|cc-by|eupl|cddl|proprietary|commercial|nvidia"
+COPYLEFT_PHRASES = (
+    r"\ba?l?gpl|general public licen|\bmpl\b|mozilla public|\bepl\b|eclipse public|creative commons|cc-by|eupl|cddl|"
+    r"proprietary|commercial|nvidia"
+)
 
 SKIPPED_FOLDERS = frozenset(
-    "test tests testing _tests test_utils _testing __pycache__ site-packages dist-packages idlelib lib2to3 pydoc_data turtledemo ensurepip "
-    "encodings distutils lib-dynload benchmarks asv_bench examples node_modules templates locale migrations".split()
+    """
+    test tests testing _tests test_utils _testing __pycache__ site-packages dist-packages idlelib lib2to3 pydoc_data
+    turtledemo ensurepip encodings distutils lib-dynload benchmarks asv_bench examples node_modules templates locale
+    migrations
+    """.split()  # noqa: SIM905
 )
 VENDOR_FOLDERS = frozenset(
-    "_vendor vendor vendored _vendored vendored_deps extern externals _extern external _external third_party thirdparty _thirdparty libs _vendored_deps "
-    "vendored_packages".split()
+    """
+    _vendor vendor vendored _vendored vendored_deps extern externals _extern external _external third_party
+    thirdparty _thirdparty libs _vendored_deps vendored_packages
+    """.split()  # noqa: SIM905
 )
 MAX_FILE_BYTES = 600_000
 
@@ -125,11 +149,14 @@ def standard_library() -> list[Package]:
         if _readable(relative.parts) and not relative.name.startswith("_sysconfigdata"):
             files.setdefault(relative.parts[0].removesuffix(".py"), []).append(path)
     return [
-        Package(name=name, distribution="python", version=version, licence="PSF-2.0", root=root, files=tuple(paths)) for name, paths in sorted(files.items())
+        Package(name=name, distribution="python", version=version, licence="PSF-2.0", root=root, files=tuple(paths))
+        for name, paths in sorted(files.items())
     ]
 
 
-def distributions(names: Iterable[str] | None = None, folder: Path | None = None) -> tuple[list[Package], list[Skipped]]:
+def distributions(
+    names: Iterable[str] | None = None, folder: Path | None = None
+) -> tuple[list[Package], list[Skipped]]:
     """Installed distributions that may be read and those that may not.
 
     names   only these and what they require; None: all of them
@@ -144,7 +171,9 @@ def distributions(names: Iterable[str] | None = None, folder: Path | None = None
     packages, skipped = [], []
     for key in wanted:
         dist, meta = by_name[key], by_name[key].metadata
-        licence, permissive = licence_of(meta.get("License-Expression"), meta.get_all("Classifier") or [], meta.get("License"))
+        licence, permissive = licence_of(
+            meta.get("License-Expression"), meta.get_all("Classifier") or [], meta.get("License")
+        )
         if not permissive:
             skipped.append(Skipped(name=key, version=dist.version, reason=f"licence not on the allow-list: {licence}"))
             continue
@@ -154,7 +183,14 @@ def distributions(names: Iterable[str] | None = None, folder: Path | None = None
                 modules.setdefault(file.parts[0].removesuffix(".py"), []).append(Path(str(dist.locate_file(file))))
         root = Path(str(dist.locate_file("")))
         packages += [
-            Package(name=name, distribution=key, version=dist.version, licence=licence, root=root, files=tuple(sorted(paths)))
+            Package(
+                name=name,
+                distribution=key,
+                version=dist.version,
+                licence=licence,
+                root=root,
+                files=tuple(sorted(paths)),
+            )
             for name, paths in sorted(modules.items())
         ]
         if not modules:
@@ -177,7 +213,9 @@ def _closure(names: Iterable[str], by_name: dict[str, importlib.metadata.Distrib
         name = todo.pop()
         if name in by_name and name not in seen:
             seen.add(name)
-            todo += [_canonical(_requirement_name(line)) for line in by_name[name].requires or () if "extra ==" not in line]
+            todo += [
+                _canonical(_requirement_name(line)) for line in by_name[name].requires or () if "extra ==" not in line
+            ]
     return sorted(seen)
 
 
@@ -193,9 +231,16 @@ def _canonical(name: str) -> str:
 
 def _readable(parts: Sequence[str]) -> bool:
     folders, name = parts[:-1], parts[-1]
-    if any(f.lower() in SKIPPED_FOLDERS or f.lower() in VENDOR_FOLDERS or f.endswith((".dist-info", ".data")) for f in folders):
+    if any(
+        f.lower() in SKIPPED_FOLDERS or f.lower() in VENDOR_FOLDERS or f.endswith((".dist-info", ".data"))
+        for f in folders
+    ):
         return False
-    return not (name.startswith("test_") or name.endswith(("_test.py", "_tests.py", "_pb2.py", "_pb2_grpc.py")) or name in ("conftest.py", "setup.py"))
+    return not (
+        name.startswith("test_")
+        or name.endswith(("_test.py", "_tests.py", "_pb2.py", "_pb2_grpc.py"))
+        or name in ("conftest.py", "setup.py")
+    )
 
 
 def prose_files(package: Package) -> Iterable[tuple[str, str]]:
@@ -203,9 +248,17 @@ def prose_files(package: Package) -> Iterable[tuple[str, str]]:
     for dist in importlib.metadata.distributions(path=[str(package.root)]):
         if not dist.metadata["Name"] or _canonical(dist.metadata["Name"]) != package.distribution:
             continue
-        yield f"{package.distribution}/description", str(dist.metadata.get_payload() or dist.metadata.get("Description") or "")
+        yield (
+            f"{package.distribution}/description",
+            str(dist.metadata.get_payload() or dist.metadata.get("Description") or ""),
+        )
         for file in dist.files or ():
-            if file.suffix in (".rst", ".md", ".txt") and ".." not in file.parts and _readable(file.parts) and "licen" not in str(file).lower():
+            if (
+                file.suffix in (".rst", ".md", ".txt")
+                and ".." not in file.parts
+                and _readable(file.parts)
+                and "licen" not in str(file).lower()
+            ):
                 path = Path(str(dist.locate_file(file)))
                 if path.stat().st_size <= MAX_FILE_BYTES:
                     yield file.as_posix(), path.read_text(encoding="utf-8", errors="replace")

@@ -4,7 +4,8 @@
               -> train: all others whose path, body, name with summary, and summary meet no test function
     texts     -> `HeldOut.holds(text)`: True for a piece of corpus that carries a test function's body or docstring
 
-Bodies are compared by shingles: SHINGLE consecutive code tokens, hashed. Two bodies meet when the smaller shares at least OVERLAP of its shingles.
+Bodies are compared by shingles: SHINGLE consecutive code tokens, hashed. Two bodies meet when the smaller shares at
+least OVERLAP of its shingles.
 """
 
 from __future__ import annotations
@@ -66,7 +67,11 @@ class HeldOut:
                 for shingle in sorted(body):
                     self.index[shingle].append(number)
         self.named = {(f.name.lower(), normalised(f.summary)) for f in self.test}
-        self.short = {(f.name.lower(), " ".join(code_tokens(f.body))) for f, body in zip(self.test, self.bodies, strict=True) if len(body) < MIN_SHINGLES}
+        self.short = {
+            (f.name.lower(), " ".join(code_tokens(f.body)))
+            for f, body in zip(self.test, self.bodies, strict=True)
+            if len(body) < MIN_SHINGLES
+        }
         self.summaries = {said for _, said in self.named if _telling(said)}
         self.openings: dict[str, list[str]] = defaultdict(list)
         for said in sorted(self.summaries):

@@ -11,14 +11,17 @@ dictionary: irregular forms do not meet.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from functools import lru_cache
 
 STOP_WORDS = frozenset(
-    "a an the this that these those it its is are was were be been being am of in on at by for from to into onto with without as and or "
-    "not no nor but if then than so such when where which who whom whose what how why while until will would shall should can could may "
-    "might must do does did done has have had having there here their they them he she his her our we us you your i my me all any each "
-    "every both either neither some one also only just very more most much many other another same own via per etc e g i.e e.g".split()
+    """
+    a an the this that these those it its is are was were be been being am of in on at by for from to into onto with
+    without as and or not no nor but if then than so such when where which who whom whose what how why while until
+    will would shall should can could may might must do does did done has have had having there here their they them
+    he she his her our we us you your i my me all any each every both either neither some one also only just very
+    more most much many other another same own via per etc e g i.e e.g
+    """.split()  # noqa: SIM905
 )
 """Words that say nothing about one function in particular."""
 
@@ -45,7 +48,9 @@ def stem(word: str) -> str:
                           ("ions", 3), ("ion", 3), ("ers", 4), ("ors", 4), ("er", 4), ("or", 4), ("ied", 2), ("ies", 2), ("ed", 3),
                           ("es", 3), ("s", 3), ("ly", 4)):  # fmt: skip
         if word.endswith(ending) and len(word) - len(ending) >= least and not (ending == "s" and word.endswith("ss")):
-            word = word[: -len(ending)] + ("y" if ending in ("ied", "ies") else "iz" if ending in ("izing", "ising") else "")
+            word = word[: -len(ending)] + (
+                "y" if ending in ("ied", "ies") else "iz" if ending in ("izing", "ising") else ""
+            )
             break
     if len(word) > 3 and word[-1] == word[-2] and word[-1] not in "lsz":
         word = word[:-1]  # stopped -> stopp -> stop
@@ -58,19 +63,22 @@ ABBREVIATIONS = {
     short: long
     for short, long in (
         pair.split("=")
-        for pair in (
-            "addr=address arg=argument args=argument attr=attribute attrs=attribute buf=buffer cb=callback cfg=config char=character chars=character "
-            "cls=class cmd=command cnt=count col=column cols=column conf=config conn=connection coord=coordinate ctx=context cur=current cwd=directory "
-            "db=database def=definition del=delete dest=destination dict=dictionary dicts=dictionary dim=dimension dims=dimension dir=directory "
-            "dirs=directory doc=documentation dst=destination elem=element env=environment err=error exc=exception expr=expression ext=extension "
-            "fmt=format fn=function fs=filesystem func=function funcs=function gen=generate grad=gradient id=identifier idx=index img=image "
-            "impl=implementation info=information init=initialize int=integer ints=integer iter=iterate kw=keyword kwarg=keyword kwargs=keyword "
-            "lang=language len=length lib=library loc=location max=maximum mem=memory min=minimum mod=module msg=message msgs=message num=number "
-            "nums=number obj=object op=operation ops=operation opt=option opts=option param=parameter params=parameter pos=position prev=previous "
-            "proc=process prop=property props=property ptr=pointer py=python ref=reference refs=reference regex=regular req=request resp=response "
-            "res=result ret=return seq=sequence sep=separator sig=signature spec=specification src=source stat=statistic str=string strs=string "
-            "sync=synchronous temp=temporary tmp=temporary val=value vals=value var=variable vars=variable vec=vector"
-        ).split()
+        for pair in """
+    addr=address arg=argument args=argument attr=attribute attrs=attribute buf=buffer cb=callback cfg=config
+    char=character chars=character cls=class cmd=command cnt=count col=column cols=column conf=config
+    conn=connection coord=coordinate ctx=context cur=current cwd=directory db=database def=definition del=delete
+    dest=destination dict=dictionary dicts=dictionary dim=dimension dims=dimension dir=directory dirs=directory
+    doc=documentation dst=destination elem=element env=environment err=error exc=exception expr=expression
+    ext=extension fmt=format fn=function fs=filesystem func=function funcs=function gen=generate grad=gradient
+    id=identifier idx=index img=image impl=implementation info=information init=initialize int=integer ints=integer
+    iter=iterate kw=keyword kwarg=keyword kwargs=keyword lang=language len=length lib=library loc=location
+    max=maximum mem=memory min=minimum mod=module msg=message msgs=message num=number nums=number obj=object
+    op=operation ops=operation opt=option opts=option param=parameter params=parameter pos=position prev=previous
+    proc=process prop=property props=property ptr=pointer py=python ref=reference refs=reference regex=regular
+    req=request resp=response res=result ret=return seq=sequence sep=separator sig=signature spec=specification
+    src=source stat=statistic str=string strs=string sync=synchronous temp=temporary tmp=temporary val=value
+    vals=value var=variable vars=variable vec=vector
+    """.split()  # noqa: SIM905
     )
 }
 """What programmers shorten, where cutting the word's end is not what they do."""
@@ -79,7 +87,10 @@ ABBREVIATIONS = {
 def spoken_of(words: Iterable[str], stems: Iterable[str]) -> list[bool]:
     """For each word whether a text with these stems speaks of it; abbreviations count (`config` by configuration, `arg` by argument)."""
     have = set(stems)
-    return [any(key in have or _begins_another(key, have) for key in {stem(word), stem(ABBREVIATIONS.get(word, word))}) for word in words]
+    return [
+        any(key in have or _begins_another(key, have) for key in {stem(word), stem(ABBREVIATIONS.get(word, word))})
+        for word in words
+    ]
 
 
 def _begins_another(key: str, have: set[str]) -> bool:
