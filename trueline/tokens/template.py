@@ -127,7 +127,7 @@ class ChatTemplate:
                 **variables,
             )
         except jinja2.TemplateError as error:
-            reason = f"the chat template refuses the messages: {error.message}"
+            reason = f"the chat template refuses the messages: {(error.message or type(error).__name__).rstrip('.')}"
             raise TemplateError(f"{reason[0].upper()}{reason[1:]}.", reason[:120]) from error
         except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:  # untrusted code
             raise TemplateError(
@@ -255,7 +255,7 @@ class ChatTemplate:
             pairs = {j: (found[2 * j], found[2 * j + 1]) for j in indices}
             known = {}
             for j, (begins, ends) in pairs.items():
-                if len(ends) == 1 and len(begins) <= 1:
+                if len(ends) == 1 and len(begins) <= 1 and begins <= ends:
                     known[j] = (begins[0] if begins else ends[0], ends[0])
             return known
 
