@@ -48,6 +48,11 @@ def dispatch(words: list[str]) -> int:
     if words[0] == "--version":
         print(f"trueline {__version__}")
         return 0
+    if len(words) == 1 or (len(words) == 2 and words[1] in ("-h", "--help")):
+        family = verbs.family(words[0])
+        if family:
+            print(family)
+            return 0
     verb, rest = verbs.find(words)
     from trueline.cli import options
 

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 import tyro
 from rich.console import Console
 
-from trueline.cli.places import BASE, COLUMNS, MODEL, column_names, model_folder, say_read
+from trueline.cli.places import BASE, COLUMNS, FILE, MODEL, column_names, model_folder, say_read
 from trueline.records import Comparison, Conversation, Document, Record, Row
 from trueline.rows import inspect, read_rows, render, write_rows
 from trueline.tokens import (
@@ -31,7 +31,10 @@ class Inspect:
     """Look at rows before training on them: format, what cannot be used, lengths, duplicates, the share that a
     context length would cut, and samples with what is trained on in green."""
 
-    data: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="FILE_OR_HUB_ID ...")]
+    data: Annotated[
+        tyro.conf.Positional[tuple[str, ...]],
+        tyro.conf.arg(metavar="FILE_OR_HUB_ID ...", help_behavior_hint="(required)"),
+    ]
     """Files, folders or hub ids."""
     model: Annotated[str, MODEL] = BASE
     """Whose tokenizer counts: a folder, a hub id, or "base", the model that ships with Trueline. With "none"
@@ -42,7 +45,7 @@ class Inspect:
     """Rows to show, drawn by --seed."""
     columns: Annotated[tuple[str, ...], COLUMNS] = ()
     """Other column names: prompt=question completion=answer."""
-    rejects: Path | None = None
+    rejects: Annotated[Path | None, FILE] = None
     """Keep the rows that cannot be used in this JSONL file, each with file, line and reason."""
     limit: int = 0
     """Read at most so many records; 0 reads all."""
@@ -94,7 +97,7 @@ class Convert:
     counts)."""
     columns: Annotated[tuple[str, ...], COLUMNS] = ()
     """Other column names: prompt=question completion=answer."""
-    rejects: Path | None = None
+    rejects: Annotated[Path | None, FILE] = None
     """Keep the rows that cannot be used in this JSONL file, each with file, line and reason."""
     limit: int = 0
     """Read at most so many records; 0 reads all."""

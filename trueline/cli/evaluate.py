@@ -12,7 +12,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from trueline.cli.places import BASE, COLUMNS, DATA, MODEL, column_names, model_folder, say_read
+from trueline.cli.places import BASE, COLUMNS, DATA, FILE, MODEL, column_names, model_folder, say_read
 from trueline.evals.calibration import PairCalibration, pair_calibration
 from trueline.evals.perplexity import perplexity
 from trueline.models.files import find, load_model, load_scalar_model, read_config
@@ -43,7 +43,7 @@ class Evaluate:
     """Read at most so many records; 0 reads all."""
     columns: Annotated[tuple[str, ...], COLUMNS] = ()
     """Other column names: prompt=question chosen=better."""
-    out: Path | None = None
+    out: Annotated[Path | None, FILE] = None
     """Also write the result to this JSON file."""
     device: str = "cpu"
     """Where to compute: cpu, cuda, mps."""

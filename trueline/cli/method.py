@@ -19,7 +19,7 @@ import tyro
 import yaml
 from rich.console import Console
 
-from trueline.cli.places import BASE, COLUMNS, DATA, MODEL, column_names, model_folder
+from trueline.cli.places import BASE, COLUMNS, DATA, MODEL, MORE_DATA, column_names, model_folder
 from trueline.cli.runs import COMMAND
 from trueline.cli.show import show_plan
 from trueline.objectives.base import Objective
@@ -49,15 +49,17 @@ class MethodOptions:
     """Rows to train on: files, folders or hub ids. The format is found and said; trueline data inspect shows more."""
     out: Annotated[Path, tyro.conf.arg(metavar="DIR")]
     """Folder of the model and its run. The same command on the same folder goes on where it was stopped."""
-    config: Annotated[Path | None, tyro.conf.arg(metavar="FILE.yaml")] = None
+    config: Annotated[Path | None, tyro.conf.arg(metavar="FILE.yaml", help_behavior_hint="(optional)")] = None
     """A YAML file that sets any of these options; flags win over it."""
     columns: Annotated[tuple[str, ...], COLUMNS] = ()
     """Other column names: prompt=question chosen=better."""
-    data_weights: Annotated[tuple[float, ...], tyro.conf.arg(metavar="WEIGHT ...")] = ()
+    data_weights: Annotated[
+        tuple[float, ...], tyro.conf.arg(metavar="WEIGHT ...", help_behavior_hint="(optional)")
+    ] = ()
     """Draw from each --data source with this weight; without weights every row is used once."""
     max_train_samples: int = 0
     """Read at most so many records; 0 reads all."""
-    eval_data: Annotated[tuple[str, ...], DATA] = ()
+    eval_data: Annotated[tuple[str, ...], MORE_DATA] = ()
     """Rows to evaluate on, instead of a share held out (--eval_share)."""
     report_to: Annotated[tuple[Literal["tensorboard", "wandb"], ...], tyro.conf.arg(metavar="SINK ...")] = (
         "tensorboard",

@@ -16,6 +16,8 @@ import difflib
 import inspect
 import io
 import re
+import shutil
+import textwrap
 import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -24,7 +26,7 @@ from typing import Annotated, Any
 import tyro
 import yaml
 
-TRUTH = {"true": "True", "false": "False", "yes": "True", "no": "False", "1": "True", "0": "False"}
+TRUTH = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 
 
 def parse(cls: type[Any], words: Sequence[str], *, prog: str) -> Any:
@@ -33,17 +35,16 @@ def parse(cls: type[Any], words: Sequence[str], *, prog: str) -> Any:
         tyro_parse(cls, ["--help"], prog)
         return None
     known = flags(cls)
-    given = canonical(words, known, prog)
-    names = {word[2:].split("=")[0] for word in given if word.startswith("--")}
-    if "config" in names:
-        place = next(i for i, word in enumerate(given) if word.split("=")[0] == "--config")
-        path = given[place].split("=", 1)[1] if "=" in given[place] else next(iter(given[place + 1 : place + 2]), "")
-        from_file = yaml_words(Path(path), known, prog)
-        names |= set(from_file)
-        for name, values in from_file.items():
-            if f"--{name}" not in {word.split("=")[0] for word in given}:
-                given += [f"--{name}", *values]
-    missing = [f"--{name} {metavar(item)}" for name, item in known.items() if item.required and name not in names]
+    given, named = canonical(words, known, prog)
+    if "config" in named:
+        path = Path(named["config"])
+        for name, values in yaml_values(path, known, prog).items():
+            if name not in named:
+                more, also = canonical(
+                    [f"--{name}={values}"] if isinstance(values, str) else [f"--{name}", *values], known, prog
+                )
+                given, named = given + more, named | also
+    missing = [f"--{name} {metavar(item)}" for name, item in known.items() if item.required and name not in named]
     if missing:
         raise ValueError(f"{prog} needs {' and '.join(missing)}; see {prog} --help")
     return tyro_parse(cls, given, prog)
@@ -86,9 +87,10 @@ def metavar(flag: Flag) -> str:
     return getattr(flag.kind, "__name__", "VALUE").upper()
 
 
-def canonical(words: Sequence[str], known: Mapping[str, Flag], prog: str) -> list[str]:
-    """The words with every flag checked and spelled as tyro wants it."""
+def canonical(words: Sequence[str], known: Mapping[str, Flag], prog: str) -> tuple[list[str], dict[str, str]]:
+    """The words with every flag checked and spelled as tyro wants it, and the flags with the word after each."""
     result: list[str] = []
+    named: dict[str, str] = {}
     queue = list(words)
     while queue:
         word = queue.pop(0)
@@ -106,10 +108,11 @@ def canonical(words: Sequence[str], known: Mapping[str, Flag], prog: str) -> lis
                 value = queue.pop(0) if queue and queue[0].lower() in TRUTH else "true"
             if value.lower() not in TRUTH:
                 raise ValueError(f"--{name} is {value!r}: write true or false")
-            result += [f"--{name}", TRUTH[value.lower()]]
+            result.append(f"--{name}" if TRUTH[value.lower()] else f"--no_{name}")
         else:
             result.append(f"--{name}={value}" if equals else f"--{name}")
-    return result
+        named[name] = value if equals else next(iter(queue), "")
+    return result, named
 
 
 def suggestion(name: str, known: Mapping[str, Flag], dashes: str = "") -> str:
@@ -119,8 +122,8 @@ def suggestion(name: str, known: Mapping[str, Flag], dashes: str = "") -> str:
     return f"; did you mean {dashes}{near[0]}?" if near else ""
 
 
-def yaml_words(path: Path, known: Mapping[str, Flag], prog: str) -> dict[str, list[str]]:
-    """{flag: its values as words} from a YAML file whose keys are the flags ("objective" may be nested)."""
+def yaml_values(path: Path, known: Mapping[str, Flag], prog: str) -> dict[str, str | list[str]]:
+    """{flag: its value or values} from a YAML file whose keys are the flags ("objective" may be nested)."""
     text = path.read_text(encoding="utf-8")
     try:
         content, tree = yaml.safe_load(text), yaml.compose(text, Loader=yaml.SafeLoader)
@@ -131,21 +134,27 @@ def yaml_words(path: Path, known: Mapping[str, Flag], prog: str) -> dict[str, li
     if not isinstance(content, dict) or not isinstance(tree, yaml.MappingNode):
         raise ValueError(f"{path} must hold lines like `learning_rate: 1e-5`")
     lines = {key.value: key.start_mark.line + 1 for key, _ in tree.value}
-    found: dict[str, list[str]] = {}
+    found: dict[str, str | list[str]] = {}
     for key, value in content.items():
         if key == "verb":
             if f"trueline {value}" != prog:
                 raise ValueError(f"{path}:{lines[key]} is for trueline {value}, and this is {prog}")
             continue
-        inside = value.items() if key == "objective" and isinstance(value, dict) else None
-        for name, one in (
-            [(f"objective.{inner}", x) for inner, x in inside] if inside is not None else [(str(key), value)]
-        ):
+        nested = key == "objective" and isinstance(value, dict)
+        for name, one in [(f"objective.{inner}", x) for inner, x in value.items()] if nested else [(str(key), value)]:
             if name not in known or name == "config":
                 where = f"{path}:{lines[str(key)]}" if str(key) in lines else str(path)
                 raise ValueError(f"{where} has the unknown key {name!r}" + suggestion(name, known))
-            found[name] = [str(x) for x in one] if isinstance(one, list) else [str(one)]
+            if one is not None:  # null is the default
+                found[name] = [str(x) for x in one] if isinstance(one, list) else str(one)
     return found
+
+
+def description(cls: type[Any]) -> str:
+    """The docstring of a class, wrapped to the terminal."""
+    width = min(100, shutil.get_terminal_size().columns)
+    paragraphs = inspect.cleandoc(cls.__doc__ or "").split("\n\n")
+    return "\n\n".join(textwrap.fill(paragraph, width) for paragraph in paragraphs)
 
 
 def tyro_parse(cls: type[Any], words: list[str], prog: str) -> Any:
@@ -157,14 +166,14 @@ def tyro_parse(cls: type[Any], words: list[str], prog: str) -> Any:
                 cls,
                 args=words,
                 prog=prog,
-                description=re.sub(r"(?<!\n)\n(?!\n)", " ", inspect.cleandoc(cls.__doc__ or "")),
+                description=description(cls),
                 use_underscores=True,
-                config=(tyro.conf.FlagConversionOff, tyro.conf.DisallowNone),
+                config=(tyro.conf.DisallowNone,),
             )
     except SystemExit as stop:
         if not stop.code:
             return None
     lines = [line.strip("│ ") for line in said.getvalue().splitlines() if line.startswith("│")]
     body = lines[: next((i for i, line in enumerate(lines) if set(line) == {"─"}), len(lines))]
-    sentence = re.sub(r"^Error parsing ", "", " ".join(body)).removesuffix(".")
+    sentence = re.sub(r"^(Error parsing |[a-z]+(\.[a-z]+)*: )", "", " ".join(body)).removesuffix(".")
     raise ValueError(f"{sentence or said.getvalue().strip()}; see {prog} --help")

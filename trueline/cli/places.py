@@ -14,7 +14,9 @@ BASE = "base"
 """Names the model that ships with Trueline; a folder of that name is written ./base."""
 MODEL = tyro.conf.arg(metavar="DIR_OR_HUB_ID")
 DATA = tyro.conf.arg(metavar="FILE_OR_HUB_ID ...")
-COLUMNS = tyro.conf.arg(metavar="OURS=THEIRS ...")
+MORE_DATA = tyro.conf.arg(metavar="FILE_OR_HUB_ID ...", help_behavior_hint="(optional)")
+COLUMNS = tyro.conf.arg(metavar="OURS=THEIRS ...", help_behavior_hint="(optional)")
+FILE = tyro.conf.arg(metavar="FILE", help_behavior_hint="(optional)")
 
 
 def model_folder(name: str) -> str:

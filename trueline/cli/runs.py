@@ -11,6 +11,7 @@ import tyro
 import yaml
 
 from trueline.run import environment, flatten
+from trueline.store import file_fingerprint
 
 COMMAND = "command.yaml"
 """The file in a run folder that holds its verb and every option: `--config` reads it too."""
@@ -56,8 +57,8 @@ class Repeat:
 
     folder: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="FOLDER")]
     """Folder of a run (its --out)."""
-    out: Path | None = None
-    """Where the repetition goes; default: FOLDER-again."""
+    out: Annotated[Path | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="(default: FOLDER-again)")] = None
+    """Where the repetition goes."""
 
     def run(self) -> None:
         """Hand the stored command to its verb."""
@@ -69,3 +70,7 @@ class Repeat:
         verb = yaml.safe_load(path.read_text(encoding="utf-8"))["verb"]
         out = self.out or self.folder.with_name(self.folder.name + "-again")
         dispatch([verb, "--config", str(path), "--out", str(out)])
+        if out != self.folder:
+            names = [file.name for file in sorted(self.folder.glob("model*.safetensors"))]
+            equal = bool(names) and all(file_fingerprint(self.folder / n) == file_fingerprint(out / n) for n in names)
+            print(f"the weights of {out} and {self.folder} are {'equal, bit for bit' if equal else 'not equal'}")

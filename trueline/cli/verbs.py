@@ -132,6 +132,13 @@ def find(words: list[str]) -> tuple[Verb, list[str]]:
     )
 
 
+def family(word: str) -> str:
+    """What `trueline data` prints: the verbs that begin with the word; nothing when the word is a verb itself."""
+    found = [verb for verb in OTHERS if verb.name.startswith(word + " ")]
+    width = max((len(verb.name) for verb in found), default=0)
+    return "\n".join(f"trueline {verb.name:<{width}}  {verb.summary}" for verb in found)
+
+
 def load(verb: Verb) -> type[Any]:
     """Import a verb's class of options."""
     if verb.group == "Train":
