@@ -129,12 +129,6 @@ OTHER_HEADER = """\
 """
 """Cannot be masked: sampling starts from a text that no trained conversation holds."""
 
-GLUED = """\
-{%- for message in messages %}{{- message.role + message.content + eos_token }}{% endfor %}
-{%- if add_generation_prompt %}{{- 'assistant' }}{% endif %}
-"""
-"""Cannot be masked with most tokenizers: nothing separates the header from the answer."""
-
 
 @cache
 def byte_level(
@@ -147,7 +141,7 @@ def byte_level(
 
 
 @cache
-def sentencepiece_like(template: str) -> Tokenizer:
+def sentencepiece_like(template: str, metaspace: bool = False) -> Tokenizer:
     """Llama 2's kind: a dummy prefix, spaces as ▁, byte fallback, a BOS that the post-processor adds."""
     library = Library(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
     library.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
@@ -168,6 +162,9 @@ def sentencepiece_like(template: str) -> Tokenizer:
         "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
         "special_tokens": {"<s>": {"id": "<s>", "ids": [1], "tokens": ["<s>"]}},
     }
+    if metaspace:  # the newer form: one prefix before the first word only
+        spec["normalizer"] = None
+        spec["pre_tokenizer"] = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first", "split": False}
     names = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
     return Tokenizer(spec, names=names, chat_template=template)
 
@@ -198,9 +195,9 @@ def families() -> SimpleNamespace:
         generation=byte_level(CHATML_TOKENS, GENERATION),
         merging=byte_level(CHATML_TOKENS, MERGING),
         llama2=sentencepiece_like(MISTRAL),
+        metaspace=sentencepiece_like(MISTRAL, metaspace=True),
         plain=byte_level(CHATML_TOKENS, ""),
         chatml=lambda template: byte_level(CHATML_TOKENS, template),
         twice=TWICE,
         other_header=OTHER_HEADER,
-        glued=GLUED,
     )

@@ -42,6 +42,7 @@ EXPECTED = {
     "generation": ["Well,\n\n  yes.<|im_end|>", "No<|im_end|>"],
     "merging": ["Well, yes.<|im_end|>", "No<|im_end|>"],
     "llama2": [" Well,\n\n  yes.</s>", " No</s>"],
+    "metaspace": [" Well,\n\n  yes.</s>", " No</s>"],
 }
 
 
@@ -150,9 +151,9 @@ def test_tools_pass_through(families: SimpleNamespace) -> None:
     tools = ({"name": "look"},)
     parts = scored_parts(tok, messages, tools)
     assert parts == [
-        '\n<tool_call>\n{"name": "look", "arguments": {"q": "é <|im_end|>"}}\n</tool_call><|im_end|>',
+        '<tool_call>\n{"name": "look", "arguments": {"q": "é <|im_end|>"}}\n</tool_call><|im_end|>',
         "It is 42.<|im_end|>",
-    ] or parts[0].startswith("<tool_call>")
+    ]
     ids, _ = chat_sequence(messages, tok, [1, 3], tools)
     assert '{"name": "look"}' in tok.decode(ids) and "<tool_response>\n42\n</tool_response>" in tok.decode(ids)
 
@@ -260,6 +261,16 @@ def test_rows_that_a_template_refuses_are_counted(families: SimpleNamespace) -> 
         "the chat template refuses the messages: System role not supported",
         "the chat template refuses the messages: roles must alternate",
     ]
+
+
+def test_normalised_text() -> None:
+    """A normaliser that joins characters moves no border."""
+    from trueline.tokens.tokenizer import train_tokenizer
+
+    tok = train_tokenizer(["user assistant é "] * 5, vocab_size=280, normalizer="NFC")
+    messages = talk("e\u0301", "e\u0301 e\u0301", "\u0301e", "\u0301")
+    ids, scored = chat_sequence(messages, tok, [1, 3])
+    assert [t for t, trained in segments(ids, scored, tok) if trained] == ["é é<|im_end|>", "\u0301<|im_end|>"]
 
 
 def test_environment_is_transformers() -> None:

@@ -43,7 +43,7 @@ HARD_TEXT = st.lists(
     max_size=20,
 ).map("".join)
 BYTES = st.binary(max_size=60).map(lambda b: b.decode("latin-1"))
-NAMES = ["plain", "qwen", "llama3", "mistral", "gemma", "llama2"]
+NAMES = ["plain", "qwen", "llama3", "mistral", "gemma", "llama2", "metaspace"]
 
 
 @settings(max_examples=60, deadline=None)
@@ -53,7 +53,7 @@ def test_round_trip(families: SimpleNamespace, text: str) -> None:
     for name in NAMES:
         tok: Tokenizer = getattr(families, name)
         ids = tok.encode(text)
-        if name != "llama2":
+        if name not in ("llama2", "metaspace"):  # these lose a leading space
             assert tok.decode(ids) == text
         assert not set(ids) & set(tok.control.values())
 
