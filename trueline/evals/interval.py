@@ -38,7 +38,7 @@ def wilson(wins: float, n: int, *, level: float = 0.95) -> Interval:
     centre = (share + z * z / (2 * n)) / scale
     half = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n)) / scale
     se = math.sqrt(share * (1 - share) / n)
-    low, high = max(0.0, centre - half), min(1.0, centre + half)
+    low, high = max(0.0, centre - half) if wins else 0.0, min(1.0, centre + half) if wins < n else 1.0
     return Interval(estimate=share, low=low, high=high, se=se, level=level, n=n, method="wilson")
 
 
@@ -120,10 +120,13 @@ def _units(values: Values, groups: Groups) -> tuple[np.ndarray, np.ndarray, int]
 def _resampled_means(values_N: np.ndarray, group_N: np.ndarray, P: int, resamples: int, seed: int) -> np.ndarray:
     sums_P = np.bincount(group_N, weights=values_N, minlength=P)
     counts_P = np.bincount(group_N, minlength=P).astype(np.float64)
+    # equal prompts are drawn together, which is the same distribution: wins, ties and losses are three kinds, not P prompts
+    kinds_U2, equal_U = np.unique(np.stack([sums_P, counts_P], 1), axis=0, return_counts=True)
     rng = np.random.default_rng(seed)
-    block = max(1, min(resamples, 4_000_000 // P))  # at most about 32 MB of draws at once
+    block = max(1, min(resamples, 4_000_000 // len(equal_U)))  # at most about 32 MB of draws at once
     means = []
     for start in range(0, resamples, block):
-        drawn_RP = rng.multinomial(P, np.full(P, 1 / P), size=min(block, resamples - start)).astype(np.float64)
-        means.append((drawn_RP @ sums_P) / (drawn_RP @ counts_P))
+        drawn_RU = rng.multinomial(P, equal_U / P, size=min(block, resamples - start)).astype(np.float64)
+        sums_R2 = drawn_RU @ kinds_U2
+        means.append(sums_R2[:, 0] / sums_R2[:, 1])
     return np.concatenate(means)
