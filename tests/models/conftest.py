@@ -28,8 +28,17 @@ def tiny() -> Any:
     """tiny(**fields) -> a small decoder with loud weights."""
 
     def make(**fields: Any) -> Decoder:
-        config = dict(vocab_size=61, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
-                      num_key_value_heads=2, head_dim=8, qk_norm=True, tie_word_embeddings=True)
+        config = dict(
+            vocab_size=61,
+            hidden_size=32,
+            intermediate_size=48,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            head_dim=8,
+            qk_norm=True,
+            tie_word_embeddings=True,
+        )
         model = new_model(DecoderConfig(**{**config, **fields}), seed=1)
         make_loud(model)
         return model

@@ -13,37 +13,60 @@ from safetensors.torch import load_file, save_file
 from trueline.models.config import DecoderConfig
 from trueline.models.files import fingerprint, load_model, load_scalar_model, new_model, save_model
 
-RAW: dict[str, Any] = dict(architectures=["Qwen3ForCausalLM"], vocab_size=61, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
-                           num_attention_heads=4, num_key_value_heads=2, head_dim=8)
+RAW: dict[str, Any] = dict(
+    architectures=["Qwen3ForCausalLM"],
+    vocab_size=61,
+    hidden_size=32,
+    intermediate_size=48,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    head_dim=8,
+)
 
 
-@pytest.mark.parametrize("change, says", [
-    ({"architectures": ["GPT2LMHeadModel"]}, r"GPT2LMHeadModel cannot be computed.*LlamaForCausalLM.*Qwen3ForCausalLM"),
-    ({"architectures": None, "model_type": "mamba"}, "mamba cannot be computed"),
-    ({"hidden_act": "gelu"}, "hidden_act = 'gelu'"),
-    ({"quantization_config": {"bits": 4}}, "quantization_config"),
-    ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "'dynamic' cannot be computed.*llama3, yarn|'dynamic' cannot be computed"),
-    ({"rope_scaling": {"rope_type": "llama3", "factor": 2.0}}, "needs low_freq_factor"),
-    ({"vocab_size": None}, "vocab_size missing"),
-    ({"num_key_value_heads": 3}, "not a multiple"),
-])
+@pytest.mark.parametrize(
+    "change, says",
+    [
+        (
+            {"architectures": ["GPT2LMHeadModel"]},
+            r"GPT2LMHeadModel cannot be computed.*LlamaForCausalLM.*Qwen3ForCausalLM",
+        ),
+        ({"architectures": None, "model_type": "mamba"}, "mamba cannot be computed"),
+        ({"hidden_act": "gelu"}, "hidden_act = 'gelu'"),
+        ({"quantization_config": {"bits": 4}}, "quantization_config"),
+        (
+            {"rope_scaling": {"type": "dynamic", "factor": 2.0}},
+            "'dynamic' cannot be computed.*llama3, yarn|'dynamic' cannot be computed",
+        ),
+        ({"rope_scaling": {"rope_type": "llama3", "factor": 2.0}}, "needs low_freq_factor"),
+        ({"vocab_size": None}, "vocab_size missing"),
+        ({"num_key_value_heads": 3}, "not a multiple"),
+    ],
+)
 def test_configs_that_cannot_be_computed(change: dict[str, Any], says: str) -> None:
     with pytest.raises(ValueError, match=says):
         DecoderConfig.from_hf({**RAW, **change})
 
 
-@pytest.mark.parametrize("raw, window", [
-    ({"model_type": "mistral", "architectures": ["MistralForCausalLM"], "sliding_window": 32}, 32),
-    ({"model_type": "mistral", "architectures": None, "sliding_window": None}, None),
-    ({"model_type": "qwen2", "architectures": None, "sliding_window": 32, "use_sliding_window": False}, None),
-    ({"model_type": "qwen2", "architectures": None, "sliding_window": 32, "use_sliding_window": True}, 32),
-])
+@pytest.mark.parametrize(
+    "raw, window",
+    [
+        ({"model_type": "mistral", "architectures": ["MistralForCausalLM"], "sliding_window": 32}, 32),
+        ({"model_type": "mistral", "architectures": None, "sliding_window": None}, None),
+        ({"model_type": "qwen2", "architectures": None, "sliding_window": 32, "use_sliding_window": False}, None),
+        ({"model_type": "qwen2", "architectures": None, "sliding_window": 32, "use_sliding_window": True}, 32),
+    ],
+)
 def test_windows(raw: dict[str, Any], window: int | None) -> None:
     config = DecoderConfig.from_hf({**RAW, "max_position_embeddings": 64, **raw})
     assert config.sliding_window == window and config.max_length == (window or 64)
 
 
-@pytest.mark.parametrize("fields", [{}, {"sliding_window": 16}, {"rope_scaling": {"rope_type": "linear", "factor": 2.0}}, {"eos_token_id": (1, 2)}])
+@pytest.mark.parametrize(
+    "fields",
+    [{}, {"sliding_window": 16}, {"rope_scaling": {"rope_type": "linear", "factor": 2.0}}, {"eos_token_id": (1, 2)}],
+)
 def test_config_round_trip(fields: dict[str, Any]) -> None:
     config = DecoderConfig(**{k: v for k, v in RAW.items() if k != "architectures"}, qk_norm=True, **fields)
     assert DecoderConfig.from_hf(json.loads(json.dumps(config.to_hf()))) == config
@@ -90,7 +113,10 @@ def test_new_models(tiny: Any) -> None:
     config = tiny(tie_word_embeddings=False, qkv_bias=True, qk_norm=False).config
     a, b, c = new_model(config, 0), new_model(config, 0), new_model(config, 1)
     assert fingerprint(a) == fingerprint(b) != fingerprint(c)
-    assert 0.018 < float(a.lm_head.weight.detach().std()) < 0.022 and float(a.layers[0].self_attn.q_proj.bias.detach().abs().sum()) == 0
+    assert (
+        0.018 < float(a.lm_head.weight.detach().std()) < 0.022
+        and float(a.layers[0].self_attn.q_proj.bias.detach().abs().sum()) == 0
+    )
     assert all(p.requires_grad for p in a.parameters())
 
 

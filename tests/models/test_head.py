@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 
-from trueline.models.attention import Layout
 from trueline.models.files import load_scalar_model, save_model
 from trueline.models.head import token_logps
 from trueline.models.scorer import PolicyScorer, RewardScorer, ScalarModel
@@ -28,7 +27,9 @@ def test_head_equals_log_softmax(temperature: float) -> None:
     grads = hidden_TD.grad.clone(), weight_VD.grad.clone()
     hidden_TD.grad = weight_VD.grad = None
     for chunk_bytes in (4 * 13 * 7, 1 << 20):
-        scores = token_logps(hidden_TD, weight_VD, (rows_N, targets_N), temperature=temperature, chunk_bytes=chunk_bytes)
+        scores = token_logps(
+            hidden_TD, weight_VD, (rows_N, targets_N), temperature=temperature, chunk_bytes=chunk_bytes
+        )
         hidden_TD.grad = weight_VD.grad = None
         (scores.logps_N * upstream_N).sum().backward()
         torch.testing.assert_close(scores.logps_N, expected_N, atol=1e-5, rtol=0)
@@ -53,7 +54,13 @@ def test_scorers(tiny: Any, sequences: Any, tmp_path: Path) -> None:
         trunk, *rest = sequences(seed, [12, *branches])
         ids = tuple(np.concatenate((trunk, x)) for x in rest)
         rows.append(Row(ids=ids, scored=tuple(np.arange(len(x)) >= 12 for x in ids)))
-    expected = [[float(model.logits(torch.from_numpy(x).long()).log_softmax(-1)[np.arange(11, len(x) - 1), x[12:]].sum()) for x in row.ids] for row in rows]
+    expected = [
+        [
+            float(model.logits(torch.from_numpy(x).long()).log_softmax(-1)[np.arange(11, len(x) - 1), x[12:]].sum())
+            for x in row.ids
+        ]
+        for row in rows
+    ]
     for budget in (10, 60, 8192):
         scores = PolicyScorer(model, max_tokens=budget).score(rows)
         assert [s.shape for s in scores] == [(2,), (1,), (3,)]

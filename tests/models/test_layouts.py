@@ -52,8 +52,19 @@ def row_of(ids: list[np.ndarray], scored_from: int = 1) -> Row:
 
 
 def random_model() -> Decoder:
-    model = new_model(DecoderConfig(vocab_size=61, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
-                                    num_key_value_heads=2, head_dim=8, qk_norm=True, tie_word_embeddings=True))
+    model = new_model(
+        DecoderConfig(
+            vocab_size=61,
+            hidden_size=32,
+            intermediate_size=48,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            head_dim=8,
+            qk_norm=True,
+            tie_word_embeddings=True,
+        )
+    )
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -123,7 +134,7 @@ def test_activation_checkpointing_changes_nothing(tiny: Any, sequences: Any) -> 
 
 
 def test_modules_equal_fused(tiny: Any, sequences: Any) -> None:
-    """The fused halves against autograd over the modules, in blocks that do not divide the stream, with and without biases."""
+    """The fused halves against autograd over the modules, blocks that do not divide the stream, with and without bias."""
     layout = Layout.packed(sequences(6, [500, 90]))
     for fields in ({}, {"qk_norm": False, "qkv_bias": True, "output_bias": True, "mlp_bias": True}):
         model = tiny(**fields)
@@ -164,7 +175,11 @@ def test_cached_steps_equal_training_forward(tiny: Any, sequences: Any) -> None:
     close(first, torch.cat((whole_a[:10], whole_b[:16])))
     close(second, torch.cat((whole_a[10:25], whole_b[16:18])))
     for i in range(4):
-        layout = Layout.cached(torch.tensor([b[18 + i], a[20 + i], a[20 + i], a[25 + i]]).long(), [0, 1, 2, 3], [18 + i, 20 + i, 20 + i, 25 + i])
+        layout = Layout.cached(
+            torch.tensor([b[18 + i], a[20 + i], a[20 + i], a[25 + i]]).long(),
+            [0, 1, 2, 3],
+            [18 + i, 20 + i, 20 + i, 25 + i],
+        )
         close(model(layout, cache), torch.stack((whole_b[18 + i], whole_a[20 + i], whole_a[20 + i], whole_a[25 + i])))
     scattered = model(Layout.cached(torch.tensor([a[29], a[24]]).long(), [3, 1], [29, 24]), cache)
     close(scattered, whole_a[[29, 24]])
@@ -180,7 +195,7 @@ def test_sliding_window_is_a_limit(tiny: Any, sequences: Any) -> None:
 
 
 def test_neftune(tiny: Any, sequences: Any) -> None:
-    """Noise only while training, bounded by alpha / sqrt(L D) with each sequence's own L; repeatable under recomputation."""
+    """Noise only while training, bounded by alpha / sqrt(L D), L each sequence's own; the same under recomputation."""
     model = tiny()
     short, long = sequences(10, [4, 100])
     layout = Layout.packed([short, long])

@@ -17,9 +17,26 @@ from trueline.models.files import load_model, load_scalar_model, save_model
 
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
-SMALL = dict(vocab_size=61, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-             max_position_embeddings=64, pad_token_id=0, bos_token_id=1, eos_token_id=2)
-LLAMA3 = dict(rope_type="llama3", rope_theta=1000.0, factor=4.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=16)
+SMALL = dict(
+    vocab_size=61,
+    hidden_size=32,
+    intermediate_size=48,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    max_position_embeddings=64,
+    pad_token_id=0,
+    bos_token_id=1,
+    eos_token_id=2,
+)
+LLAMA3 = dict(
+    rope_type="llama3",
+    rope_theta=1000.0,
+    factor=4.0,
+    low_freq_factor=1.0,
+    high_freq_factor=4.0,
+    original_max_position_embeddings=16,
+)
 YARN = dict(rope_type="yarn", rope_theta=1000.0, factor=4.0, original_max_position_embeddings=16)
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama2": ("Llama", {"num_key_value_heads": 4}),
@@ -27,7 +44,10 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama_bias": ("Llama", {"attention_bias": True, "mlp_bias": True, "head_dim": 16}),
     "llama_linear": ("Llama", {"rope_parameters": dict(rope_type="linear", rope_theta=10000.0, factor=2.0)}),
     "yi": ("Llama", {"rope_parameters": dict(rope_type="default", rope_theta=5e6), "rms_norm_eps": 1e-5}),
-    "smollm": ("Llama", {"tie_word_embeddings": True, "num_attention_heads": 9, "num_key_value_heads": 3, "hidden_size": 36}),
+    "smollm": (
+        "Llama",
+        {"tie_word_embeddings": True, "num_attention_heads": 9, "num_key_value_heads": 3, "hidden_size": 36},
+    ),
     "mistral": ("Mistral", {"sliding_window": None}),
     "mistral_window": ("Mistral", {"sliding_window": 40, "head_dim": 16}),
     "qwen2": ("Qwen2", {"tie_word_embeddings": True}),
@@ -87,7 +107,9 @@ def test_scores_equal_transformers_both_ways(name: str, tmp_path: Path, theirs: 
         save_model(ours, tmp_path / "ours")
         back, info = AutoModelForSequenceClassification.from_pretrained(tmp_path / "ours", output_loading_info=True)
         assert not info["missing_keys"] and not info["unexpected_keys"] and back.config.num_labels == 1
-        torch.testing.assert_close(back.eval()(padded, attention_mask=(padded != 0).long()).logits[:, 0], expected, atol=1e-4, rtol=0)
+        torch.testing.assert_close(
+            back.eval()(padded, attention_mask=(padded != 0).long()).logits[:, 0], expected, atol=1e-4, rtol=0
+        )
 
 
 def test_config_keys_of_older_transformers(tmp_path: Path, theirs: Any, sequences: Any) -> None:

@@ -59,14 +59,19 @@ class DecoderConfig:
         for key, only in (("hidden_act", "silu"), ("partial_rotary_factor", 1.0), ("quantization_config", None)):
             if raw.get(key, only) != only:
                 raise ValueError(f"{where}: {key} = {raw[key]!r} cannot be computed; only {only!r} can.")
-        missing = [k for k in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
-                   if raw.get(k) is None]
+        missing = [
+            k
+            for k in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+            if raw.get(k) is None
+        ]
         if missing:
             raise ValueError(f"{where}: {', '.join(missing)} missing; is it the config.json of a language model?")
         heads = raw["num_attention_heads"]
         kv_heads = raw.get("num_key_value_heads") or heads
         if heads % kv_heads:
-            raise ValueError(f"{where}: num_attention_heads = {heads} is not a multiple of num_key_value_heads = {kv_heads}.")
+            raise ValueError(
+                f"{where}: num_attention_heads = {heads} is not a multiple of num_key_value_heads = {kv_heads}."
+            )
         theta, scaling = _rope(raw, where)
         bias = bool(raw.get("attention_bias", False)) and family != "mistral"
         eos = raw.get("eos_token_id")
@@ -97,7 +102,10 @@ class DecoderConfig:
         )
 
     def to_hf(self, *, head: str = "tokens", dtype: object = "float32") -> dict[str, Any]:
-        """The config.json that transformers reads; `head` is "tokens" (causal LM) or "scalar" (one-label classifier), `dtype` the weights'."""
+        """The config.json that transformers reads.
+
+        `head` is "tokens" (causal language model) or "scalar" (one-label classifier), `dtype` the weights' type.
+        """
         prefix = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3"}[self.model_type]
         raw: dict[str, Any] = {
             "architectures": [prefix + ("ForCausalLM" if head == "tokens" else "ForSequenceClassification")],
@@ -143,8 +151,11 @@ class DecoderConfig:
 
 def _family(raw: Mapping[str, Any], where: str) -> str:
     families = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3", "Yi": "Yi"}
-    known = {f"{name}{head}": family for family, name in families.items()
-             for head in ("ForCausalLM", "ForSequenceClassification")}
+    known = {
+        f"{name}{head}": family
+        for family, name in families.items()
+        for head in ("ForCausalLM", "ForSequenceClassification")
+    }
     given = (raw.get("architectures") or [None])[0]
     family = known.get(given) if given else next((f for f in families if f == raw.get("model_type")), None)
     if family is None:
@@ -169,8 +180,12 @@ def _rope(raw: Mapping[str, Any], where: str) -> tuple[float, dict[str, Any]]:
     theta = given.pop("rope_theta", None) or raw.get("rope_theta") or 10000.0
     if given.pop("partial_rotary_factor", 1.0) != 1.0:
         raise ValueError(f"{where}: partial_rotary_factor below 1 cannot be computed.")
-    needs = {"default": (), "linear": ("factor",), "yarn": ("factor",),
-             "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")}
+    needs = {
+        "default": (),
+        "linear": ("factor",),
+        "yarn": ("factor",),
+        "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
+    }
     if kind not in needs:
         raise ValueError(f"{where}: RoPE scaling {kind!r} cannot be computed; these can: {', '.join(needs)}.")
     missing = [k for k in needs[kind] if given.get(k) is None]

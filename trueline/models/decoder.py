@@ -2,8 +2,8 @@
 
     ids_T -> embedding -> [RMSNorm -> attention -> + -> RMSNorm -> SwiGLU -> +] x layers -> RMSNorm -> hidden_TD
 
-One forward computes Llama, Mistral, Yi, Qwen2, Qwen3 and SmolLM: biases and QK-norm are switched by the config. The head is
-not applied: `token_logps` does it for the scored tokens only. Parameter names are Hugging Face's without "model.".
+One forward computes Llama, Mistral, Yi, Qwen2, Qwen3 and SmolLM: biases and QK-norm are switched by the config. The
+head is not applied: `token_logps` does it for the scored tokens only. Names are Hugging Face's less "model.".
 
 Legend: T tokens, D width, F inner width, H query heads, G key-value heads, E width of a head, V vocabulary.
 """
@@ -66,8 +66,16 @@ class Attention(nn.Module):
         """The same of the stream before its norm."""
         projections = (self.q_proj, self.k_proj, self.v_proj)
         head_norms = (self.q_norm.weight, self.k_norm.weight) if self.qk_norm else (None, None)
-        return fused_blocks.QKV.apply(x_TD, norm.weight, norm.eps, turn, self.width, *head_norms,
-                                      *(p.weight for p in projections), *(p.bias for p in projections))
+        return fused_blocks.QKV.apply(
+            x_TD,
+            norm.weight,
+            norm.eps,
+            turn,
+            self.width,
+            *head_norms,
+            *(p.weight for p in projections),
+            *(p.bias for p in projections),
+        )
 
 
 class MLP(nn.Module):
@@ -90,7 +98,9 @@ class Layer(nn.Module):
         self.input_layernorm = Norm(config.hidden_size, config.rms_norm_eps)
         self.post_attention_layernorm = Norm(config.hidden_size, config.rms_norm_eps)
 
-    def forward(self, x_TD: Tensor, turn: tuple[Tensor, Tensor], layout: Layout, cache: Cache | None, fused: bool) -> Tensor:
+    def forward(
+        self, x_TD: Tensor, turn: tuple[Tensor, Tensor], layout: Layout, cache: Cache | None, fused: bool
+    ) -> Tensor:
         attention, mlp = self.self_attn, self.mlp
         if fused and all(type(m) is nn.Linear for m in (attention.q_proj, attention.k_proj, attention.v_proj)):
             q_THE, k_TGE, v_TGE = attention.project_fused(x_TD, self.input_layernorm, turn)
@@ -99,7 +109,9 @@ class Layer(nn.Module):
         x_TD = x_TD + attention.o_proj(attend(q_THE, k_TGE, v_TGE, layout, cache, attention.layer).flatten(1))
         if fused and all(type(m) is nn.Linear and m.bias is None for m in (mlp.gate_proj, mlp.up_proj, mlp.down_proj)):
             norm = self.post_attention_layernorm
-            return fused_blocks.MLP.apply(x_TD, norm.weight, norm.eps, mlp.gate_proj.weight, mlp.up_proj.weight, mlp.down_proj.weight)
+            return fused_blocks.MLP.apply(
+                x_TD, norm.weight, norm.eps, mlp.gate_proj.weight, mlp.up_proj.weight, mlp.down_proj.weight
+            )
         return x_TD + mlp(self.post_attention_layernorm(x_TD))
 
 
@@ -112,7 +124,10 @@ class Decoder(nn.Module):
         self.activation_checkpointing = False
         """Recompute each layer in the backward pass instead of keeping its activations."""
         self.neftune_alpha = 0.0
-        """NEFTune (2310.05914): uniform noise of at most alpha / sqrt(L D) on the embeddings while training, L = the sequence's own length."""
+        """NEFTune (2310.05914): while training, uniform noise of at most alpha / sqrt(L D) on the embeddings.
+
+        L is the sequence's own length (the first one's, for a prefix that several share).
+        """
         self.fused = True
         """Use the hand-written blocks of fused.py. False calls every module, so that hooks on them fire."""
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
@@ -134,8 +149,10 @@ class Decoder(nn.Module):
         """Hidden states after the final norm [T, D]. `embedding_noise` [T, D] is added to the embeddings as it is."""
         window = self.config.sliding_window
         if window is not None and layout.max_length > window:
-            raise ValueError(f"a sequence of {layout.max_length} tokens exceeds sliding_window = {window}; "
-                             f"only full attention is computed: cut sequences to {window} tokens.")
+            raise ValueError(
+                f"a sequence of {layout.max_length} tokens exceeds sliding_window = {window}; "
+                f"only full attention is computed: cut sequences to {window} tokens."
+            )
         x_TD = embedding(layout.ids_T, self.embed_tokens.weight)
         if embedding_noise is None and self.training and self.neftune_alpha:
             bound_T = self.neftune_alpha / (layout.lengths_T * x_TD.shape[1]).float().sqrt()
@@ -151,7 +168,7 @@ class Decoder(nn.Module):
         return self.norm(x_TD)
 
     def logits(self, ids: Tensor) -> Tensor:
-        """Logits of every position: ids [L] -> [L, V], or [B, L] -> [B, L, V]. For a look inside; training uses token_logps."""
+        """Logits of every position, ids [L] -> [L, V] or [B, L] -> [B, L, V]; training uses token_logps."""
         rows = ids[None] if ids.dim() == 1 else ids
         layout = Layout.packed([row.numpy() for row in rows.cpu()]).to(self.device)
         return linear(self(layout), self.head_weight).view(*ids.shape, -1)
@@ -159,12 +176,19 @@ class Decoder(nn.Module):
     def new_cache(self, num_slots: int, max_length: int, dtype: torch.dtype | None = None) -> Cache:
         """An empty key-value cache that fits this model."""
         c = self.config
-        return Cache.new(c.num_hidden_layers, num_slots, max_length, c.num_key_value_heads, c.head_dim,
-                         dtype or self.embed_tokens.weight.dtype, str(self.device))
+        return Cache.new(
+            c.num_hidden_layers,
+            num_slots,
+            max_length,
+            c.num_key_value_heads,
+            c.head_dim,
+            dtype or self.embed_tokens.weight.dtype,
+            str(self.device),
+        )
 
 
 class ScalarModel(nn.Module):
-    """A decoder with a linear score of each sequence's last token. Saved as Hugging Face's *ForSequenceClassification, one label."""
+    """A decoder with a linear score of each sequence's last token, saved as a one-label *ForSequenceClassification."""
 
     def __init__(self, decoder: Decoder) -> None:
         super().__init__()

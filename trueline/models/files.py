@@ -1,10 +1,10 @@
-"""Models on disk, in the Hugging Face layout: config.json, model.safetensors (or shards with an index), generation_config.json.
+"""Models on disk as Hugging Face lays them out: config.json, generation_config.json, model.safetensors or its shards.
 
     new_model(config, seed)   load_model(path or hub id)   save_model(model, dir)
     load_scalar_model(path or hub id)                      reward models, stored as one-label sequence classifiers
 
-Only safetensors are read: pickled weights can run code. Names and shapes are checked against the config before anything is
-allocated. Left out: tokenizer files (trueline.tokens copies them), adapters, quantised weights.
+Only safetensors are read: pickled weights can run code. Names and shapes are checked against the config before
+anything is allocated. Left out: tokenizer files (trueline.tokens copies them), adapters, quantised weights.
 """
 
 from __future__ import annotations
@@ -47,7 +47,9 @@ def save_model(model: Decoder | ScalarModel, folder: str | Path, *, max_shard_by
     folder.mkdir(parents=True, exist_ok=True)
     scalar = isinstance(model, ScalarModel)
     c = model.decoder.config if isinstance(model, ScalarModel) else model.config
-    _write_json(folder / "config.json", c.to_hf(head="scalar" if scalar else "tokens", dtype=next(model.parameters()).dtype))
+    _write_json(
+        folder / "config.json", c.to_hf(head="scalar" if scalar else "tokens", dtype=next(model.parameters()).dtype)
+    )
     ids = {"bos_token_id": c.bos_token_id, "eos_token_id": c.to_hf()["eos_token_id"], "pad_token_id": c.pad_token_id}
     _write_json(folder / "generation_config.json", {k: v for k, v in ids.items() if v is not None})
     _write_tensors(folder, {hf_name(k): v for k, v in model.state_dict().items()}, max_shard_bytes)
@@ -59,18 +61,26 @@ def load_model(source: str | Path, *, dtype: torch.dtype = torch.float32, device
     folder = find(source)
     config, classifier = read_config(folder)
     if classifier:
-        raise ValueError(f"{folder}: a sequence classifier (reward model), not a language model; use load_scalar_model.")
+        raise ValueError(
+            f"{folder}: a sequence classifier (reward model), not a language model; use load_scalar_model."
+        )
     with torch.device("meta"):
         model = Decoder(config, str(folder))
     _fill(model, folder, dtype, device)
     return model
 
 
-def load_scalar_model(source: str | Path, *, dtype: torch.dtype = torch.float32, device: str = "cpu",
-                      pad_token_id: int | None = None, seed: int = 0) -> ScalarModel:
-    """Reads a one-label sequence classifier; or starts one from a language model, with a random score (normal, initializer_range).
+def load_scalar_model(
+    source: str | Path,
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
+    pad_token_id: int | None = None,
+    seed: int = 0,
+) -> ScalarModel:
+    """Reads a one-label sequence classifier, or starts one from a language model.
 
-    `pad_token_id` fills in a config that has none.
+    A new score is random (normal with `initializer_range`). `pad_token_id` fills in a config that has none.
     """
     folder = find(source)
     config, classifier = read_config(folder)
@@ -129,19 +139,31 @@ def _fill(model: Decoder | ScalarModel, folder: Path, dtype: torch.dtype, device
     wanted = {stored: model.get_parameter(name).shape for stored, name in names.items()}
     files = _files(folder)
     found = {key: (path, shape) for path in files for key, shape in _shapes(path)}
-    spare = {k for k in found if k.endswith("rotary_emb.inv_freq") or (k == "lm_head.weight" and "lm_head.weight" not in wanted)}
+    spare = {
+        k
+        for k in found
+        if k.endswith("rotary_emb.inv_freq") or (k == "lm_head.weight" and "lm_head.weight" not in wanted)
+    }
     missing, extra = sorted(wanted.keys() - found.keys()), sorted(found.keys() - wanted.keys() - spare)
-    wrong = [f"{k} is {list(found[k][1])} and should be {list(wanted[k])}" for k in wanted.keys() & found.keys() if found[k][1] != tuple(wanted[k])]
+    wrong = [
+        f"{k} is {list(found[k][1])} and should be {list(wanted[k])}"
+        for k in wanted.keys() & found.keys()
+        if found[k][1] != tuple(wanted[k])
+    ]
     for problem, names_of in (("lacks", missing), ("has unexpected", extra), ("has wrong shapes:", sorted(wrong))):
         if names_of:
             more = f" and {len(names_of) - 3} more" if len(names_of) > 3 else ""
-            raise ValueError(f"{folder}: the weights do not fit config.json: it {problem} {', '.join(names_of[:3])}{more}.")
+            raise ValueError(
+                f"{folder}: the weights do not fit config.json: it {problem} {', '.join(names_of[:3])}{more}."
+            )
     tensors: dict[str, Tensor] = {}
     for path in files:
         with safe_open(str(path), framework="pt", device=device) as handle:
             for stored, name in names.items():
                 if found[stored][0] == path:
-                    tensors[name] = handle.get_tensor(stored).to(dtype, copy=True)  # not a map of the file, which may be overwritten
+                    tensors[name] = handle.get_tensor(stored).to(
+                        dtype, copy=True
+                    )  # not a map of the file, which may be overwritten
     model.load_state_dict(tensors, assign=True)
     model.requires_grad_(True)
 

@@ -3,11 +3,12 @@
     qkv   x_TD -> RMSNorm -> q, k, v products -> QK-norm -> RoPE        (the attention itself is attention.py)
     mlp   x_TD -> RMSNorm -> gate, up -> SwiGLU -> down -> + x_TD
 
-Both walk over blocks of rows small enough for a core's cache; the backward recomputes what is cheap (norms, SwiGLU) and keeps what is
-not (products), so a layer holds 2 D + 2 F + 2 (H + 2 G) E floats per token. Under bfloat16 autocast the products run in
-bfloat16; norms, rotations, the residual stream and the gradients of weights stay in float32.
+Both walk over blocks of rows small enough for a core's cache; the backward recomputes what is cheap (norms, SwiGLU)
+and keeps what is not (products): 2 D + 2 F + 2 (H + G) E + G E floats per token and layer, and the attention's output.
+Under bfloat16 autocast the products run in bfloat16; norms, rotations, the residual stream and the gradients of weights
+stay in float32.
 
-The decoder uses them when every projection is a plain `nn.Linear`; adapters and low-bit layers go through their modules.
+The decoder uses them when every projection is a plain `nn.Linear`; adapters and low-bit layers go through modules.
 
 Legend: T tokens, C tokens of a block, D width, F inner width, X heads (query or key), E width of a head, R = E / 2.
 """
@@ -81,7 +82,9 @@ class MLP(torch.autograd.Function):
     """x + down(silu(gate(n)) * up(n)), n = RMSNorm(x)."""
 
     @staticmethod
-    def forward(ctx: Any, x_TD: Tensor, norm_D: Tensor, eps: float, gate_FD: Tensor, up_FD: Tensor, down_DF: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, x_TD: Tensor, norm_D: Tensor, eps: float, gate_FD: Tensor, up_FD: Tensor, down_DF: Tensor
+    ) -> Tensor:
         T, F = x_TD.shape[0], gate_FD.shape[0]
         ctx.product, ctx.eps = product_dtype(x_TD), eps
         gate, up, down, norm = (w.to(ctx.product) for w in (gate_FD, up_FD, down_DF, norm_D))
@@ -128,15 +131,31 @@ class MLP(torch.autograd.Function):
                 grad_norm += (grad_n_CD * normal_CD).sum(0)
             grad_x_CD = normalize_backward(grad_n_CD.mul_(norm_D), normal_CD, scale_C1)
             torch.add(grad_x_CD, grad_TD[c], out=out_TD[c])
-        return (out_TD, like(grad_norm, norm_D), None, like(grad_gate, gate_FD), like(grad_up, up_FD), like(grad_down, down_DF))
+        return (
+            out_TD,
+            like(grad_norm, norm_D),
+            None,
+            like(grad_gate, gate_FD),
+            like(grad_up, up_FD),
+            like(grad_down, down_DF),
+        )
 
 
 class QKV(torch.autograd.Function):
     """q, k, v [T, X, E] of RMSNorm(x), with QK-norm where its weights are given, q and k rotated."""
 
     @staticmethod
-    def forward(ctx: Any, x_TD: Tensor, norm_D: Tensor, eps: float, turn: Turn, width: int, q_norm_E: Tensor | None,
-                k_norm_E: Tensor | None, *weights: Tensor | None) -> tuple[Tensor, ...]:
+    def forward(
+        ctx: Any,
+        x_TD: Tensor,
+        norm_D: Tensor,
+        eps: float,
+        turn: Turn,
+        width: int,
+        q_norm_E: Tensor | None,
+        k_norm_E: Tensor | None,
+        *weights: Tensor | None,
+    ) -> tuple[Tensor, ...]:
         """`weights` are the q, k, v matrices, then their biases (or None)."""
         T = x_TD.shape[0]
         ctx.product, ctx.eps, ctx.width = product_dtype(x_TD), eps, width
@@ -171,14 +190,24 @@ class QKV(torch.autograd.Function):
         weights, raw = rest[:6], rest[6:]
         need = ctx.needs_input_grad
         matrices, norm = [w.to(ctx.product) for w in weights[:3]], norm_D.to(ctx.product)
-        grad_norm, grad_q_norm, grad_k_norm = (zeros(w, n) for w, n in zip((norm_D, q_norm_E, k_norm_E), (need[1], need[5], need[6]), strict=True))
+        grad_norm, grad_q_norm, grad_k_norm = (
+            zeros(w, n) for w, n in zip((norm_D, q_norm_E, k_norm_E), (need[1], need[5], need[6]), strict=True)
+        )
         grad_weights = [zeros(w, n) for w, n in zip(weights, need[7:], strict=True)]
         out_TD = torch.empty_like(x_TD)
         for c in blocks(x_TD.shape[0], x_TD.device):
             grads_CO = []
-            for grad_TXE, r, head_norm, grad_head_norm in zip(grads_TXE[:2], raw, (q_norm_E, k_norm_E), (grad_q_norm, grad_k_norm), strict=True):
+            for grad_TXE, r, head_norm, grad_head_norm in zip(
+                grads_TXE[:2], raw, (q_norm_E, k_norm_E), (grad_q_norm, grad_k_norm), strict=True
+            ):
                 back_CXE = grad_TXE[c].float()
-                back_CXE = turn_heads(back_CXE, cos_TR[c], sin_TR[c], -1.0, torch.empty_like(back_CXE, memory_format=torch.contiguous_format))
+                back_CXE = turn_heads(
+                    back_CXE,
+                    cos_TR[c],
+                    sin_TR[c],
+                    -1.0,
+                    torch.empty_like(back_CXE, memory_format=torch.contiguous_format),
+                )
                 if head_norm is not None:
                     normal_CXE, scale_CX1 = normalize(r[c].view(back_CXE.shape), ctx.eps)
                     if grad_head_norm is not None:
@@ -192,7 +221,12 @@ class QKV(torch.autograd.Function):
                 accumulate(grad_matrix, grad_CO, n_CD)
                 if grad_bias is not None:
                     grad_bias += grad_CO.sum(0)
-            grad_n_CD = torch.mm(grads_CO[0], matrices[0]).addmm_(grads_CO[1], matrices[1]).addmm_(grads_CO[2], matrices[2]).float()
+            grad_n_CD = (
+                torch.mm(grads_CO[0], matrices[0])
+                .addmm_(grads_CO[1], matrices[1])
+                .addmm_(grads_CO[2], matrices[2])
+                .float()
+            )
             if grad_norm is not None:
                 grad_norm += (grad_n_CD * normal_CD).sum(0)
             out_TD[c] = normalize_backward(grad_n_CD.mul_(norm_D), normal_CD, scale_C1)

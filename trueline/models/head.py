@@ -1,6 +1,6 @@
 """The language-model head: log-probabilities of the scored tokens, without ever holding all their logits.
 
-    hidden_TD --rows predicted_by_N--> [c, D] x weight_VD -> logits [c, V] (float32 log-softmax) -> logps_N, correct_N, entropy_N
+    hidden_TD --rows predicted_by_N--> hidden_CD x weight_VD -> logits_CV -> logps_N, correct_N, entropy_N
 
 Forward and backward walk over chunks of c rows; the forward keeps one log-normaliser per token, the backward computes a
 chunk's logits once more. Under bfloat16 autocast the products run in bfloat16, the softmax in float32.
@@ -37,7 +37,7 @@ def token_logps(
     temperature: float = 1.0,
     chunk_bytes: int = 8 << 20,
 ) -> TokenScores:
-    """Scores the tokens that `where` (a Layout, or predicted_by_N and targets_N) names. Gradients reach hidden and weight."""
+    """Scores the tokens that `where` (a Layout, or predicted_by_N and targets_N) names."""
     predicted_by_N, targets_N = (where.predicted_by_N, where.targets_N) if isinstance(where, Layout) else where
     rows = max(1, chunk_bytes // (4 * weight_VD.shape[0]))
     return TokenScores(*_Head.apply(hidden_TD, weight_VD, predicted_by_N, targets_N, temperature, rows))
@@ -50,8 +50,15 @@ def _logits(hidden_CD: Tensor, weight_VD: Tensor, temperature: float) -> Tensor:
 
 class _Head(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden_TD: Tensor, weight_VD: Tensor, predicted_by_N: Tensor, targets_N: Tensor,
-                temperature: float, rows: int) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(
+        ctx: Any,
+        hidden_TD: Tensor,
+        weight_VD: Tensor,
+        predicted_by_N: Tensor,
+        targets_N: Tensor,
+        temperature: float,
+        rows: int,
+    ) -> tuple[Tensor, Tensor, Tensor]:
         device = hidden_TD.device.type
         ctx.product = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden_TD.dtype
         ctx.temperature, ctx.rows = temperature, rows

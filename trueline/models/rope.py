@@ -26,8 +26,13 @@ def frequencies(config: DecoderConfig) -> tuple[Tensor, float]:
     if kind == "linear":
         return plain_R / scaling["factor"], 1.0
     if kind == "llama3":
-        return _llama3(plain_R, scaling["factor"], scaling["low_freq_factor"], scaling["high_freq_factor"],
-                       scaling["original_max_position_embeddings"]), 1.0
+        return _llama3(
+            plain_R,
+            scaling["factor"],
+            scaling["low_freq_factor"],
+            scaling["high_freq_factor"],
+            scaling["original_max_position_embeddings"],
+        ), 1.0
     if kind == "yarn":
         return _yarn(plain_R, config)
     return plain_R, 1.0

@@ -1,6 +1,6 @@
 """Sequences in, one number each out: the scalar head of reward models, and the scorers that objectives are handed.
 
-    ScalarModel   hidden state of a sequence's last token x score_D -> scores_S       (trained, saved as a sequence classifier)
+    ScalarModel   hidden state of a sequence's last token x score_D -> scores_S       (lives in decoder.py)
     PolicyScorer  frozen decoder -> summed log-probabilities of the scored tokens     (a Scorer)
     RewardScorer  frozen ScalarModel -> scores                                        (a Scorer)
 
@@ -33,7 +33,9 @@ class PolicyScorer:
         """For each row float32 [K]."""
 
         def sums(layout: Layout) -> Tensor:
-            logps_N = token_logps(self.model(layout), self.model.head_weight, layout, temperature=self.temperature).logps_N
+            logps_N = token_logps(
+                self.model(layout), self.model.head_weight, layout, temperature=self.temperature
+            ).logps_N
             return logps_N.new_zeros(layout.num_sequences).index_add_(0, layout.sequence_of_N, logps_N)
 
         return _score(self.model, rows, sums, self.max_tokens, self.bf16)
@@ -51,7 +53,9 @@ class RewardScorer:
         return _score(self.model, rows, self.model, self.max_tokens, self.bf16)
 
 
-def _score(model: nn.Module, rows: Sequence[Row], run: Callable[[Layout], Tensor], max_tokens: int, bf16: bool) -> list[np.ndarray]:
+def _score(
+    model: nn.Module, rows: Sequence[Row], run: Callable[[Layout], Tensor], max_tokens: int, bf16: bool
+) -> list[np.ndarray]:
     device = next(model.parameters()).device
     was_training = model.training
     model.eval()

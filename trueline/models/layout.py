@@ -1,0 +1,232 @@
+"""Which token may attend to which, without padding: packed sequences, trees that share a prefix, steps over a cache.
+
+    packed   | seq 0 | seq 1 | ...                 every sequence alone, back to back
+    tree     | prompt | branch 0 | branch 1 | ...  per row; a branch attends to its prompt and to itself
+    cached   | new tokens of slot a | of slot b |  each attends to what its cache slot holds, and to itself
+
+A Layout is a flat stream of T tokens cut into spans; a span attends causally to itself and fully to its parent span.
+Positions restart with every sequence, and `predicted_by_N` says which output predicts each scored token: nobody
+shifts by one.
+
+Legend: T tokens, N scored tokens, S sequences, X heads, E width of a head.
+
+Left out: sliding windows, bidirectional and cross attention, and nesting deeper than prefix and branches (a row whose
+branches share more among themselves computes that part once per branch; results are the same).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from trueline.records import Row
+
+
+class Span(NamedTuple):
+    """Consecutive tokens of the stream that belong together."""
+
+    start: int
+    length: int
+    parent: int
+    """Index of the span that comes before this one in its sequence, or -1."""
+
+
+class Piece(NamedTuple):
+    """One call of an attention kernel: `blocks` blocks of queries that follow one another, and the keys of each."""
+
+    causal: bool
+    """True: each block attends to itself up to the query. False: one block attends to all of some earlier keys."""
+    query_start: int
+    query_length: int
+    key_start: int
+    key_length: int
+    blocks: int = 1
+
+    def queries(self, x_TXE: Tensor) -> Tensor:
+        """The view [blocks, X, length, E] of the stream."""
+        return self._view(x_TXE, self.query_start, self.query_length)
+
+    def keys(self, x_TXE: Tensor) -> Tensor:
+        return self._view(x_TXE, self.key_start, self.key_length)
+
+    def _view(self, x_TXE: Tensor, start: int, length: int) -> Tensor:
+        return x_TXE[start : start + self.blocks * length].unflatten(0, (self.blocks, length)).transpose(1, 2)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """T tokens of S sequences, and what the attention and the heads must know about them."""
+
+    ids_T: Tensor
+    positions_T: Tensor
+    predicted_by_N: Tensor
+    """Flat index of the position whose output predicts the n-th scored token."""
+    targets_N: Tensor
+    sequence_of_N: Tensor
+    """0..S-1. A scored token shared by several sequences appears once for each."""
+    last_S: Tensor
+    """Flat index of each sequence's last token."""
+    lengths_T: Tensor
+    """Length of the sequence each token belongs to (of the first one, where several share it)."""
+    num_sequences: int
+    max_length: int
+    """Longest sequence, cached tokens included."""
+    spans: tuple[Span, ...]
+    slots: tuple[int, ...] | None = None
+    """Cached layouts only: the cache slot of each span; the span's first position is its first token's."""
+    starts: tuple[int, ...] | None = None
+    """Cached layouts only: how many tokens of its slot each span finds already there."""
+
+    @property
+    def num_tokens(self) -> int:
+        return self.ids_T.shape[0]
+
+    @cached_property
+    def pieces(self) -> tuple[Piece, ...]:
+        """Kernel calls: spans over themselves (neighbours of one length together), branches over prompts."""
+        own: list[Piece] = []
+        over: dict[int, Piece] = {}
+        for span in self.spans:
+            last = own[-1] if own else None
+            if last and last.query_length == span.length and last.query_start + last.blocks * span.length == span.start:
+                own[-1] = last._replace(blocks=last.blocks + 1)
+            else:
+                own.append(Piece(True, span.start, span.length, span.start, span.length))
+            if span.parent >= 0:  # the branches of one parent follow one another: one block of queries
+                parent, seen = self.spans[span.parent], over.get(span.parent)
+                first = seen.query_start if seen else span.start
+                length = span.start + span.length - first
+                over[span.parent] = Piece(False, first, length, parent.start, parent.length)
+        return (*own, *over.values())
+
+    def to(self, device: str | torch.device) -> Layout:
+        """The same layout with its tensors on `device`."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        moved: dict[str, Any] = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in values.items()}
+        return Layout(**moved)
+
+    @staticmethod
+    def packed(ids: Sequence[np.ndarray], scored: Sequence[np.ndarray] | None = None) -> Layout:
+        """Every sequence alone, back to back. `scored` marks the targets; without it, all tokens but each first one."""
+        if scored is None:
+            scored = [np.arange(len(x)) > 0 for x in ids]
+        starts = np.concatenate(([0], np.cumsum([len(x) for x in ids]))).astype(np.int64)
+        spans = tuple(Span(int(start), len(x), -1) for start, x in zip(starts, ids, strict=False))
+        paths = [np.arange(span.start, span.start + span.length) for span in spans]
+        return _layout(ids, scored, paths, spans)
+
+    @staticmethod
+    def tree(rows: Sequence[Row]) -> Layout:
+        """Per row its sequences' common prefix once, then what is left of each; row by row, response by response."""
+        ids: list[np.ndarray] = []
+        scored: list[np.ndarray] = []
+        paths: list[np.ndarray] = []
+        spans: list[Span] = []
+        end = 0
+
+        def add(length: int, parent: int) -> np.ndarray:
+            nonlocal end
+            spans.append(Span(end, length, parent))
+            end += length
+            return np.arange(end - length, end)
+
+        for row in rows:
+            ids.extend(row.ids)
+            scored.extend(row.scored)
+            shared = common_prefix(row.ids)
+            trunk, parent = np.arange(0), -1
+            if shared:
+                trunk, parent = add(shared, -1), len(spans) - 1
+            for x in row.ids:
+                branch = add(len(x) - shared, parent) if len(x) > shared else np.arange(0)
+                paths.append(np.concatenate((trunk, branch)))
+        return _layout(ids, scored, paths, tuple(spans))
+
+    @staticmethod
+    def cached(
+        ids: Sequence[np.ndarray] | Tensor, slots: Sequence[int], starts: Sequence[int], device: str = "cpu"
+    ) -> Layout:
+        """New tokens per cache slot: `ids[i]` follow the `starts[i]` tokens that slot `slots[i]` already holds.
+
+        A decoding step is `ids` = LongTensor [B] (one new token per slot); a prefill is a list of arrays. Nothing is
+        scored: take the outputs at `last_S`. Slots must be distinct; consecutive ones are read in place.
+        """
+        starts = tuple(starts)
+        if isinstance(ids, Tensor):
+            ids_T, lengths = ids, (1,) * len(starts)
+            positions_T = torch.tensor(starts, device=device)
+        else:
+            lengths = tuple(len(x) for x in ids)
+            ids_T = torch.from_numpy(np.concatenate(ids).astype(np.int64)).to(device)
+            positions_T = torch.cat([torch.arange(s, s + n) for s, n in zip(starts, lengths, strict=True)]).to(device)
+        ends = np.cumsum(lengths)
+        nothing = torch.zeros(0, dtype=torch.long, device=device)
+        longest = max(s + n for s, n in zip(starts, lengths, strict=True))
+        return Layout(
+            ids_T=ids_T,
+            positions_T=positions_T,
+            predicted_by_N=nothing,
+            targets_N=nothing,
+            sequence_of_N=nothing,
+            last_S=torch.from_numpy(ends - 1).to(device),
+            lengths_T=nothing,
+            num_sequences=len(starts),
+            max_length=longest,
+            spans=tuple(Span(int(e) - n, n, -1) for e, n in zip(ends, lengths, strict=True)),
+            slots=tuple(slots),
+            starts=starts,
+        )
+
+
+def common_prefix(ids: Sequence[np.ndarray]) -> int:
+    """How many leading tokens all sequences share. A single sequence shares nothing."""
+    if len(ids) < 2:
+        return 0
+    shared = min(len(x) for x in ids)
+    for x in ids[1:]:
+        differs = np.flatnonzero(x[:shared] != ids[0][:shared])
+        shared = int(differs[0]) if len(differs) else shared
+    return shared
+
+
+def tree_tokens(row: Row) -> int:
+    """Positions that `Layout.tree` spends on a row."""
+    return row.num_tokens - (len(row.ids) - 1) * common_prefix(row.ids)
+
+
+def _layout(
+    ids: Sequence[np.ndarray], scored: Sequence[np.ndarray], paths: Sequence[np.ndarray], spans: tuple[Span, ...]
+) -> Layout:
+    """`paths[s]` holds the flat index of every token of sequence s."""
+    if not len(ids) or any(len(x) == 0 for x in ids):
+        raise ValueError("a layout needs at least one sequence, and no sequence may be empty.")
+    if any(len(m) != len(x) or m[0] for m, x in zip(scored, ids, strict=True)):
+        raise ValueError(
+            "`scored` needs one flag per token, and a sequence's first token cannot be scored: nothing predicts it."
+        )
+    total = max(int(path[-1]) for path in paths) + 1
+    ids_T, positions_T, lengths_T = (np.zeros(total, np.int64) for _ in range(3))
+    for x, path in zip(
+        reversed(ids), reversed(paths), strict=True
+    ):  # reversed: the first of several owners writes last
+        ids_T[path], positions_T[path], lengths_T[path] = x, np.arange(len(x)), len(x)
+    targets = [np.flatnonzero(m) for m in scored]
+    tensor = torch.from_numpy
+    return Layout(
+        ids_T=tensor(ids_T),
+        positions_T=tensor(positions_T),
+        predicted_by_N=tensor(np.concatenate([path[t - 1] for path, t in zip(paths, targets, strict=True)])),
+        targets_N=tensor(np.concatenate([x[t] for x, t in zip(ids, targets, strict=True)]).astype(np.int64)),
+        sequence_of_N=tensor(np.repeat(np.arange(len(ids)), [len(t) for t in targets])),
+        last_S=tensor(np.array([path[-1] for path in paths])),
+        lengths_T=tensor(lengths_T),
+        num_sequences=len(ids),
+        max_length=max(len(x) for x in ids),
+        spans=spans,
+    )
