@@ -31,7 +31,8 @@ def code_pieces(text: str, source: str) -> Iterator[Document]:
     tree = parsed(text)
     if tree is None:
         return
-    lines, piece, start = text.split("\n"), [], 0
+    lines, start = text.split("\n"), 0
+    piece: list[str] = []
     ends = [
         node.end_lineno or node.lineno
         for node in tree.body
@@ -39,7 +40,7 @@ def code_pieces(text: str, source: str) -> Iterator[Document]:
     ]
     for end in [*ends, len(lines)]:
         block = lines[start:end]
-        if piece and sum(map(len, piece)) + sum(map(len, block)) > PIECE_CHARS:
+        if piece and sum(len(line) for line in piece + block) > PIECE_CHARS:
             yield from _piece(piece, source)
             piece = []
         piece += block

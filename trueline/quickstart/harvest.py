@@ -271,7 +271,8 @@ def compact_body(lines: Sequence[str]) -> str:
         for line in lines
         if line.strip() and not line.lstrip().startswith("#")
     ]
-    text, out, size = textwrap.dedent("\n".join(kept)), [], 0
+    text, size = textwrap.dedent("\n".join(kept)), 0
+    out: list[str] = []
     for line in text.split("\n"):
         size += len(line) + 1
         if size > MAX_BODY_CHARS and out:

@@ -170,9 +170,9 @@ def distributions(
     wanted = sorted(by_name) if names is None else _closure(names, by_name)
     packages, skipped = [], []
     for key in wanted:
-        dist, meta = by_name[key], by_name[key].metadata
+        dist, meta = by_name[key], by_name[key].metadata.json
         licence, permissive = licence_of(
-            meta.get("License-Expression"), meta.get_all("Classifier") or [], meta.get("License")
+            str(meta.get("license_expression", "")), list(meta.get("classifier", [])), str(meta.get("license", ""))
         )
         if not permissive:
             skipped.append(Skipped(name=key, version=dist.version, reason=f"licence not on the allow-list: {licence}"))
@@ -248,10 +248,7 @@ def prose_files(package: Package) -> Iterable[tuple[str, str]]:
     for dist in importlib.metadata.distributions(path=[str(package.root)]):
         if not dist.metadata["Name"] or _canonical(dist.metadata["Name"]) != package.distribution:
             continue
-        yield (
-            f"{package.distribution}/description",
-            str(dist.metadata.get_payload() or dist.metadata.get("Description") or ""),
-        )
+        yield f"{package.distribution}/description", str(dist.metadata.json.get("description", ""))
         for file in dist.files or ():
             if (
                 file.suffix in (".rst", ".md", ".txt")
