@@ -20,48 +20,28 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 
 import trueline
 from trueline.models.config import DecoderConfig
-from trueline.models.files import new_model
+from trueline.models.files import load_model, new_model, save_model
 from trueline.objectives.next_token import NextToken
 from trueline.quickstart.corpus_rows import name_rows
-from trueline.quickstart.grounding import name_share
-from trueline.quickstart.harvest import Function, load_functions
-from trueline.quickstart.prompts import prompt_text
+from trueline.quickstart.harvest import load_functions
+from trueline.quickstart.scratch import BODY_TOKENS, grounded, pair_text, shape, window_rows
+from trueline.quickstart.splits import TEST_PACKAGES
 from trueline.records import Row
 from trueline.tokens import Tokenizer, load_tokenizer, train_tokenizer
-from trueline.tokens.encode import documents_ids, row_key
-from trueline.tokens.pack import flatten, windows
+from trueline.tokens.encode import documents_ids
+from trueline.tokens.pack import flatten
 
 CONTEXT = 512
-SHAPE = {
-    "architectures": ["Qwen3ForCausalLM"],
-    "model_type": "qwen3",
-    "hidden_size": 384,
-    "intermediate_size": 1024,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 6,
-    "num_key_value_heads": 2,
-    "head_dim": 64,
-    "vocab_size": 4096,
-    "max_position_embeddings": 1024,
-    "rms_norm_eps": 1e-6,
-    "rope_theta": 10000.0,
-    "tie_word_embeddings": True,
-    "hidden_act": "silu",
-    "attention_bias": False,
-}
-"""Rather wide than deep: 7.9M parameters, 15.7 MB in two bytes each."""
+VOCAB_SIZE = 4096
+SHAPE = shape(384, 4, VOCAB_SIZE)
+"""7.9M parameters, 15.7 MB in two bytes each."""
 
 MIXTURE = {"pair": 0.50, "name": 0.08, "docs": 0.21, "code": 0.21}
 """Share of the tokens by kind."""
-
-GROUNDED = 0.5
-"""Pairs whose summary speaks of at least this share of the name's words come first; the others only when those have run out."""
-
-BODY_TOKENS = (0, 24, 48, 96, 128)
-"""A pair shows one of these amounts of its body, drawn at random: many functions per token, and the full prompt among them."""
 
 STEP_WINDOWS = 8
 
@@ -73,17 +53,11 @@ def texts(corpus: Path, kind: str, rng: random.Random) -> Iterator[str]:
         while True:
             rng.shuffle(documents)
             yield from documents
-    functions = load_functions(corpus / "pairs.jsonl")
-    grounded = [f for f in functions if name_share(f, f.summary) >= GROUNDED]
+    functions = grounded(load_functions(corpus / "pairs.jsonl"))
     while True:
-        rng.shuffle(grounded)
-        for function in grounded:
+        rng.shuffle(functions)
+        for function in functions:
             yield pair_text(function, rng.choice(BODY_TOKENS)) if kind == "pair" else rng.choice(name_rows(function))
-
-
-def pair_text(function: Function, body_tokens: int) -> str:
-    """The quickstart's prompt and its answer as plain text."""
-    return f"{prompt_text(function, body_tokens, None)}\nsummary:\n{function.summary}"
 
 
 def tokenizer_of(corpus: Path, out: Path, seed: int) -> Tokenizer:
@@ -99,7 +73,7 @@ def tokenizer_of(corpus: Path, out: Path, seed: int) -> Tokenizer:
                 size += len(text)
                 if size > 24e6 * share:
                     break
-        train_tokenizer(sample, vocab_size=SHAPE["vocab_size"]).save(folder)
+        train_tokenizer(sample, vocab_size=VOCAB_SIZE).save(folder)
     return load_tokenizer(folder)
 
 
@@ -119,13 +93,6 @@ def token_stream(corpus: Path, tokenizer: Tokenizer, num_tokens: int, seed: int)
     return flatten(documents), counts
 
 
-def window_rows(stream: np.ndarray) -> list[Row]:
-    """Fixed windows, every token but each first one scored."""
-    scored = np.arange(CONTEXT) > 0
-    pieces = [np.ascontiguousarray(ids) for ids in windows(stream, CONTEXT)]
-    return [Row(ids=(ids,), scored=(scored,), key=row_key((ids,), (scored,))) for ids in pieces]
-
-
 def bits_per_byte(loss: float, rows: Sequence[Row], tokenizer: Tokenizer) -> float:
     """The loss in nats per token, told per byte of the text it stands for."""
     num_tokens = sum(len(row.ids[0]) - 1 for row in rows)
@@ -138,7 +105,7 @@ def train(corpus: Path, out: Path, num_tokens: int, seed: int) -> None:
     out.mkdir(parents=True, exist_ok=True)
     tokenizer = tokenizer_of(corpus, out, seed)
     stream, counts = token_stream(corpus, tokenizer, num_tokens, seed)
-    rows = window_rows(stream)
+    rows = window_rows(stream, CONTEXT)
     held, rows = rows[:128], rows[128:]
     steps = len(rows) // STEP_WINDOWS
     print(f"{len(stream):,} tokens {counts}, {steps} steps", flush=True)
@@ -157,14 +124,65 @@ def train(corpus: Path, out: Path, num_tokens: int, seed: int) -> None:
     print(facts)
 
 
+def export(corpus: Path, out: Path, folder: Path) -> None:
+    """The finished model in bfloat16, its tokenizer, and a card that says where it comes from."""
+    facts = json.loads((out / "facts.json").read_text())
+    model = load_model(out / "model", dtype=torch.bfloat16)
+    save_model(model, folder)
+    load_tokenizer(out / "model").save(folder)
+    curve = [(m["step"], m["loss"]) for line in (out / "model" / "metrics.jsonl").read_text().splitlines() if "loss" in (m := json.loads(line))]
+    (folder / "loss.json").write_text(json.dumps(curve))
+    (folder / "README.md").write_text(card(json.loads((corpus / "data.json").read_text()), facts, curve))
+
+
+def card(data: dict[str, object], facts: dict[str, object], curve: Sequence[tuple[int, float]]) -> str:
+    """The model card."""
+    packages = data["packages"]
+    assert isinstance(packages, list)
+    rows = "\n".join(f"| {p['distribution']} {p['version']} | {p['licence']} | {p['pairs']:,} |" for p in packages)
+    milestones = "\n".join(f"| {step} | {loss:.3f} |" for step, loss in curve[:: max(1, len(curve) // 12)])
+    return f"""---
+license: apache-2.0
+library_name: trueline
+pipeline_tag: text-generation
+language: en
+---
+# Trueline base model
+
+A decoder of 7.9M parameters (Qwen3 layout, 384 wide, 4 layers, vocabulary {VOCAB_SIZE:,}, context {CONTEXT}) that the quickstart starts from.
+It has read Python source code, its documentation, and functions paired with the first paragraph of their docstring. It is no assistant.
+
+Trained on {facts["tokens"]:,} tokens in {facts["steps"]:,} steps of {STEP_WINDOWS} x {CONTEXT}, float32, seed {facts["seed"]}; tokens by kind: {facts["mixture"]}.
+Held-out loss {facts["eval_loss"]:.3f} nats per token, **{facts["bits_per_byte"]:.3f} bits per byte**.
+
+    python -m recipes.base_model_corpus --packages PACKAGES --out CORPUS
+    python -m recipes.base_model --corpus CORPUS --out RUN --tokens {facts["tokens"]}
+    python -m recipes.base_model --corpus CORPUS --out RUN --export trueline/quickstart/base
+
+| step | training loss |
+|---|---|
+{milestones}
+
+The packages {", ".join(TEST_PACKAGES)} are the quickstart's test set: neither they nor copies of their functions are in the data.
+
+| package | licence | functions |
+|---|---|---|
+{rows}
+"""
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--corpus", type=Path, required=True, help="folder written by recipes/base_model_corpus.py")
     parser.add_argument("--out", type=Path, required=True, help="run folder")
     parser.add_argument("--tokens", type=float, default=30e6, help="tokens to train on, one pass")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--export", type=Path, help="write the finished model to this folder instead of training")
     args = parser.parse_args()
-    train(args.corpus, args.out, int(args.tokens), args.seed)
+    if args.export:
+        export(args.corpus, args.out, args.export)
+    else:
+        train(args.corpus, args.out, int(args.tokens), args.seed)
 
 
 if __name__ == "__main__":

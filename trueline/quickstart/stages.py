@@ -1,0 +1,158 @@
+"""The quickstart's stages: each reads what the ones before left on disk, writes its own, and is skipped when that is complete.
+
+    harvest -> (base) -> sft -> preferences -> reward -> dpo -> evaluation -> report.html
+
+    out/  plan.json  sft/  preferences.jsonl  reward/  dpo/  results.json  report.html  stages.json (seconds)
+
+Left out: what is measured and how (measure), the page (report).
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+
+from trueline.align.annotator import rankings_by_plackett_luce
+from trueline.align.group import keep
+from trueline.align.rollouts import rollouts
+from trueline.models.files import load_model
+from trueline.objectives.dpo import DPO
+from trueline.objectives.reward import Reward
+from trueline.objectives.sft import SFT
+from trueline.quickstart.harvest import Function, Harvest, harvest
+from trueline.quickstart.pep257 import Pep257Judge, learn_prose
+from trueline.quickstart.plan import CANDIDATES, ROWS_PER_STEP, Plan
+from trueline.quickstart.prompts import prompt_text
+from trueline.quickstart.scratch import grounded
+from trueline.quickstart.splits import split
+from trueline.records import Conversation, Message, Messages, Sampling
+from trueline.rows import write_rows
+from trueline.serve.engine import Engine
+from trueline.store import write_atomic
+from trueline.tokens import Tokenizer
+from trueline.tokens.encode import encode_prompt
+from trueline.train import train
+
+BODY_TOKENS = 128
+MAX_LENGTH = 512
+MAX_SUMMARY_TOKENS = 48
+NOISE = 1.0
+"""The annotator prefers a over b with probability sigmoid((score a - score b) / NOISE); scores run from 0 to 10."""
+MAX_PREFERENCE_SHARE = 0.2
+"""Of the training functions, at most this share is kept for preferences; SFT never sees them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """Functions by use; no function has two."""
+
+    sft: tuple[Function, ...]
+    preference: tuple[Function, ...]
+    test: tuple[Function, ...]
+    judge: Pep257Judge
+    found: Harvest
+    removed: dict[str, int]
+
+
+class Clock:
+    """Announces stages and keeps their seconds in stages.json, over resumes."""
+
+    def __init__(self, out: Path, console: Console) -> None:
+        self.path, self.console = out / "stages.json", console
+        self.stages: list[dict[str, str | float]] = json.loads(self.path.read_text()) if self.path.exists() else []
+
+    @contextmanager
+    def stage(self, name: str, detail: str) -> Iterator[None]:
+        self.console.print(f"\n[bold]{name}[/]  [dim]{detail}[/]")
+        start = time.perf_counter()
+        yield
+        self._keep(name, detail, time.perf_counter() - start)
+
+    def _keep(self, name: str, detail: str, seconds: float) -> None:
+        known = next((s for s in self.stages if s["name"] == name), None)
+        if known is None:
+            self.stages.append({"name": name, "detail": detail, "seconds": seconds})
+        elif seconds > 1:  # a stage that was only skipped keeps its first time
+            known["seconds"] = float(known["seconds"]) + seconds
+        write_atomic(self.path, json.dumps(self.stages, indent=1))
+
+    @property
+    def seconds(self) -> float:
+        return sum(float(s["seconds"]) for s in self.stages)
+
+
+def collect(cache: Path, seed: int) -> Data:
+    """Harvest this machine and split it; the held-out packages are those of `splits.TEST_PACKAGES`, whatever the seed."""
+    found = harvest(cache)
+    parts = split(found.functions)
+    rng = np.random.default_rng([seed, 257])
+    usable = grounded(parts.train)
+    order = rng.permutation(len(usable))
+    reserved = int(MAX_PREFERENCE_SHARE * len(usable))
+    return Data(
+        preference=tuple(usable[i] for i in order[:reserved]),
+        sft=tuple(usable[i] for i in order[reserved:]),
+        test=tuple(parts.test[i] for i in rng.permutation(len(parts.test))),
+        judge=Pep257Judge(learn_prose(f.summary for f in parts.train)),
+        found=found,
+        removed=parts.removed,
+    )
+
+
+def prompt_of(function: Function, tokenizer: Tokenizer) -> Messages:
+    """The user's turn."""
+    return (Message(role="user", content=prompt_text(function, BODY_TOKENS, tokenizer)),)
+
+
+def conversations(functions: Sequence[Function], tokenizer: Tokenizer) -> list[Conversation]:
+    """Prompt and human summary."""
+    return [
+        Conversation(messages=(*prompt_of(f, tokenizer), Message(role="assistant", content=f.summary)), source=f.path) for f in functions
+    ]
+
+
+def supervise(base: Path, data: Data, tokenizer: Tokenizer, plan: Plan, out: Path) -> Path:
+    """SFT on what people wrote. At most as many functions as the steps can use are encoded."""
+    wanted = plan.sft_steps * ROWS_PER_STEP["sft"]
+    return train(
+        SFT(), base, conversations(data.sft[:wanted], tokenizer), out=out, tokenizer=tokenizer, max_steps=plan.sft_steps,
+        per_device_train_batch_size=ROWS_PER_STEP["sft"], max_length=MAX_LENGTH, learning_rate=3e-4, lr_scheduler_type="linear",
+        warmup_ratio=0.05, save_steps=100, logging_steps=5, seed=plan.seed,
+    )  # fmt: skip
+
+
+def compare(sft: Path, data: Data, tokenizer: Tokenizer, plan: Plan, path: Path) -> None:
+    """Four summaries per prompt from the SFT model, ranked by an annotator who follows the judge with noise."""
+    engine = Engine(load_model(sft), tokenizer, max_batch=128)
+    prompts = [prompt_of(f, tokenizer) for f in data.preference[: plan.preference_prompts]]
+    groups = rollouts(
+        prompts, engine, data.judge, Sampling(n=CANDIDATES, max_new_tokens=MAX_SUMMARY_TOKENS, seed=plan.seed),
+        encode=lambda prompt: encode_prompt(prompt, tokenizer), decode=engine.text,
+    )  # fmt: skip
+    finished = keep(groups, lambda sample: sample.finish_reason == "stop")
+    write_rows(rankings_by_plackett_luce(finished, NOISE, plan.seed, source="quickstart"), path, "trueline")
+
+
+def reward_model(sft: Path, preferences: Path, plan: Plan, out: Path) -> Path:
+    """Bradley-Terry on the rankings, a tenth of the prompts held out."""
+    return train(
+        Reward(center_rewards_coefficient=0.01), sft, preferences, out=out, max_steps=plan.reward_steps, eval_share=0.1,
+        per_device_train_batch_size=ROWS_PER_STEP["reward"], max_length=MAX_LENGTH, learning_rate=1e-4, lr_scheduler_type="linear",
+        warmup_ratio=0.1, save_steps=100, logging_steps=2, seed=plan.seed,
+    )  # fmt: skip
+
+
+def prefer(sft: Path, preferences: Path, plan: Plan, out: Path) -> Path:
+    """DPO on the same rankings, all six pairs of four summaries from one pass over their prompt."""
+    return train(
+        DPO(beta=0.1), sft, preferences, out=out, max_steps=plan.dpo_steps,
+        per_device_train_batch_size=ROWS_PER_STEP["dpo"], max_length=MAX_LENGTH, learning_rate=1e-4, lr_scheduler_type="linear",
+        warmup_ratio=0.1, save_steps=100, logging_steps=2, seed=plan.seed,
+    )  # fmt: skip
