@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from trueline.align.annotator import pairs_by_bradley_terry, preference
+from trueline.align.annotator import pairs_by_bradley_terry, preference, rankings_by_plackett_luce
 from trueline.align.group import Group
 from trueline.records import Counts, Ranking
 
@@ -16,7 +16,9 @@ Make = Callable[..., Group]
 
 
 def test_preference_by_hand() -> None:
-    assert preference(np.log(3), 1.0) == pytest.approx(0.75) and preference(2.0, 4.0) == pytest.approx(1 / (1 + np.exp(-0.5)))
+    assert preference(np.log(3), 1.0) == pytest.approx(0.75) and preference(2.0, 4.0) == pytest.approx(
+        1 / (1 + np.exp(-0.5))
+    )
     assert preference([1.0, 0.0, -1.0], 0).tolist() == [1, 0.5, 0]
     assert preference(-1e6, 1.0) == 0
     with pytest.raises(ValueError, match="noise must be at least 0"):
@@ -67,6 +69,22 @@ def test_the_order_of_groups_does_not_matter(make_group: Make) -> None:
     other = {p.prompt: p for p in pairs_by_bradley_terry(groups[::-1], 1.0, seed=3)}
     assert one == other
     assert one != {p.prompt: p for p in pairs_by_bradley_terry(groups, 1.0, seed=4)}
+
+
+def test_rankings_agree_with_bradley_terry_on_every_pair(make_group: Make) -> None:
+    """Plackett-Luce: within a ranking of three, each pair is ordered with Bradley-Terry's probability."""
+    scores = [0.0, 1.0, 0.4]
+    groups = [make_group(scores, f"p{i}") for i in range(1500)]
+    ranked = rankings_by_plackett_luce(groups, 0.7, seed=0)
+    orders = [[int(r[0].content[1]) for r in record.responses] for record in ranked]
+    for a, b in ((1, 0), (1, 2), (2, 0)):
+        share = np.mean([order.index(a) < order.index(b) for order in orders])
+        assert share == pytest.approx(float(preference(scores[a] - scores[b], 0.7)), abs=0.04)
+    assert ranked[0].judgement == Ranking((1, 2, 3))
+    assert (
+        len(rankings_by_plackett_luce([make_group([0.0, 1.0, 2.0], texts=["x", "x", "y"])], 1.0, seed=0)[0].responses)
+        == 2
+    )
 
 
 def test_refusals(make_group: Make) -> None:

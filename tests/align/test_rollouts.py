@@ -28,7 +28,13 @@ class Echo:
     def _one(self, prompt: np.ndarray, k: int) -> Sample:
         reason = "stop" if k < 3 else "length"
         size = len(prompt)
-        return Sample(prompt_ids=prompt, ids=prompt + k, logps=np.zeros(size, np.float32), mask=np.arange(size) != 1, finish_reason=reason)
+        return Sample(
+            prompt_ids=prompt,
+            ids=prompt + k,
+            logps=np.zeros(size, np.float32),
+            mask=np.arange(size) != 1,
+            finish_reason=reason,
+        )
 
 
 def encode(messages: Messages) -> np.ndarray:

@@ -8,7 +8,14 @@ import math
 import numpy as np
 import pytest
 
-from trueline.evals.calibration import accuracy_by_gap, brier_score, fit_temperature, null_ece, pair_calibration, reliability
+from trueline.evals.calibration import (
+    accuracy_by_gap,
+    brier_score,
+    fit_temperature,
+    null_ece,
+    pair_calibration,
+    reliability,
+)
 
 
 def test_reliability_by_hand() -> None:

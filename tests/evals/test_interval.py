@@ -105,7 +105,9 @@ def test_refusals() -> None:
 
 
 def test_results_become_json() -> None:
-    plain = to_plain({"a": Interval(estimate=math.nan, low=np.float64(1), high=2, se=3), "b": np.arange(2), "c": (1, None)})
+    plain = to_plain(
+        {"a": Interval(estimate=math.nan, low=np.float64(1), high=2, se=3), "b": np.arange(2), "c": (1, None)}
+    )
     assert json.loads(json.dumps(plain, allow_nan=False)) == {
         "a": {"estimate": None, "low": 1, "high": 2, "se": 3, "level": 0.95, "n": 0, "method": ""},
         "b": [0, 1],

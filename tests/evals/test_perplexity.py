@@ -25,14 +25,18 @@ def uniform(rows: Sequence[Row]) -> list[np.ndarray]:
 
 
 def test_a_uniform_model_needs_eight_bits_per_byte() -> None:
-    found = perplexity(["héllo world", Document(text="two words")], encode=encode, score=uniform, start_id=START, max_length=5)
+    found = perplexity(
+        ["héllo world", Document(text="two words")], encode=encode, score=uniform, start_id=START, max_length=5
+    )
     assert (found.documents, found.tokens, found.bytes, found.words) == (2, 21, 21, 4)
     assert found.bits_per_byte == pytest.approx(8) and found.perplexity == pytest.approx(256)
     assert found.word_perplexity == pytest.approx(math.exp(21 * math.log(256) / 4))
     assert found.bits_per_byte_interval.se == pytest.approx(0, abs=1e-9)
 
 
-@pytest.mark.parametrize(("length", "limit", "overlap"), [(1, 4, 1), (4, 4, 1), (5, 4, 1), (17, 4, 1), (17, 8, 4), (17, 5, 4)])
+@pytest.mark.parametrize(
+    ("length", "limit", "overlap"), [(1, 4, 1), (4, 4, 1), (5, 4, 1), (17, 4, 1), (17, 8, 4), (17, 5, 4)]
+)
 def test_every_token_is_scored_once_with_its_context(length: int, limit: int, overlap: int) -> None:
     ids = list(range(10, 10 + length))
     stream = [START, *ids]
@@ -53,7 +57,10 @@ def test_sums_before_ratios() -> None:
     """A long easy and a short hard document: the ratio of sums, not the mean of ratios."""
 
     def score(rows: Sequence[Row]) -> list[np.ndarray]:
-        return [np.array([-1.0 * row.scored[0].sum() if row.ids[0][1] == 98 else -3.0 * row.scored[0].sum()]) for row in rows]
+        return [
+            np.array([-1.0 * row.scored[0].sum() if row.ids[0][1] == 98 else -3.0 * row.scored[0].sum()])
+            for row in rows
+        ]
 
     found = perplexity(["a" * 30, "zz"], encode=encode, score=score, start_id=START, max_length=64)
     assert found.nll == pytest.approx(36) and found.loss == pytest.approx(36 / 32)
@@ -66,7 +73,8 @@ def test_sums_before_ratios() -> None:
 def test_batches_do_not_matter() -> None:
     texts = ["some text", "", "more of it, and longer"]
     runs = [
-        perplexity(texts, encode=encode, score=uniform, start_id=START, max_length=6, rows_per_call=size) for size in (1, 2, 99)
+        perplexity(texts, encode=encode, score=uniform, start_id=START, max_length=6, rows_per_call=size)
+        for size in (1, 2, 99)
     ]
     assert runs[0] == runs[1] == runs[2] and runs[0].documents == 3
 

@@ -33,7 +33,9 @@ def model() -> Decoder:
 @pytest.fixture(scope="session")
 def tokenizer() -> Tokenizer:
     """Byte-level, with merges enough that words span several tokens."""
-    return train_tokenizer(["Return the café's sum. The sum of the values, naïvely — ünïcödé.\n"] * 20, vocab_size=VOCAB)
+    return train_tokenizer(
+        ["Return the café's sum. The sum of the values, naïvely — ünïcödé.\n"] * 20, vocab_size=VOCAB
+    )
 
 
 @pytest.fixture(scope="session")

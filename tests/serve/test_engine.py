@@ -70,7 +70,8 @@ def test_company_changes_nothing(model: Decoder, prompts: Prompts) -> None:
 
     def run(engine: Engine, order: Sequence[int]) -> dict[int, list[Sample]]:
         owner = {
-            engine.submit(prompts[i], Sampling(max_new_tokens=lengths[i], n=2, seed=4, temperature=0.9)): i for i in order
+            engine.submit(prompts[i], Sampling(max_new_tokens=lengths[i], n=2, seed=4, temperature=0.9)): i
+            for i in order
         }
         found: dict[int, list[Sample]] = {i: [] for i in order}
         for event in sorted((e for e in drain(engine) if e.sample), key=lambda e: e.response):
@@ -129,7 +130,9 @@ def test_a_prompt_is_computed_once_for_its_responses(
     sizes = []
     forward = Decoder.forward
     monkeypatch.setattr(
-        Decoder, "forward", lambda self, layout, cache=None: sizes.append(layout.num_tokens) or forward(self, layout, cache)
+        Decoder,
+        "forward",
+        lambda self, layout, cache=None: sizes.append(layout.num_tokens) or forward(self, layout, cache),
     )
     Engine(model).sample(prompts[:4], Sampling(max_new_tokens=3, n=4))
     assert sizes == [sum(len(p) for p in prompts[:4]), 16, 16]
@@ -286,7 +289,13 @@ def test_bad_sampling_values(model: Decoder, fields: dict[str, Any], message: st
 
 @pytest.mark.parametrize(
     ("prompt", "message"),
-    [([], "is empty"), ([[1, 2]], "is empty or not a flat list"), ([0, 9999], "token id 9999"), ([-1], "token id -1"), ([0.5], "float64")],
+    [
+        ([], "is empty"),
+        ([[1, 2]], "is empty or not a flat list"),
+        ([0, 9999], "token id 9999"),
+        ([-1], "token id -1"),
+        ([0.5], "float64"),
+    ],
 )
 def test_bad_prompts(model: Decoder, prompt: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):

@@ -89,7 +89,7 @@ def test_noise_is_uniform_and_repeatable() -> None:
     assert len(set(keys.tolist())) == 200
     grid = np.stack([uniforms(keys, np.full(200, step)) for step in range(100)])
     assert np.array_equal(grid[7], uniforms(keys, np.full(200, 7)))
-    assert 0 <= grid.min() and grid.max() < 1
+    assert grid.min() >= 0 and grid.max() < 1
     sample = np.sort(grid.ravel())
     steps = np.arange(1, len(sample) + 1) / len(sample)
     assert np.abs(sample - steps).max() < 1.95 / np.sqrt(len(sample))  # Kolmogorov-Smirnov at 0.1%
@@ -101,7 +101,12 @@ def test_noise_depends_on_everything_that_names_a_response() -> None:
     prompt = np.array([1, 2, 3], dtype=np.int32)
     base = noise_key(0, prompt, 0, 0)
     assert base == noise_key(0, prompt.astype(np.int64), 0, 0)
-    others = [noise_key(1, prompt, 0, 0), noise_key(0, prompt[:2], 0, 0), noise_key(0, prompt, 1, 0), noise_key(0, prompt, 0, 1)]
+    others = [
+        noise_key(1, prompt, 0, 0),
+        noise_key(0, prompt[:2], 0, 0),
+        noise_key(0, prompt, 1, 0),
+        noise_key(0, prompt, 0, 1),
+    ]
     assert len({base, *others}) == 5
 
 

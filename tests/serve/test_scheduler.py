@@ -89,7 +89,9 @@ def test_a_random_life_loses_nobody() -> None:
                     scheduler.free(slot)
         if rng.random() < 0.1:
             dropped, stopped = scheduler.cancel(rng.randint(0, number))
-            ended |= {(r.id, k) for r in dropped for k in r.responses} | {(r.request.id, r.response) for _, r in stopped}
+            ended |= {(r.id, k) for r in dropped for k in r.responses} | {
+                (r.request.id, r.response) for _, r in stopped
+            }
     while scheduler.busy:
         start(scheduler, scheduler.schedule())
         for slot, running in enumerate(scheduler.slots):

@@ -70,7 +70,9 @@ def pairs_by_bradley_terry(
     return found
 
 
-def rankings_by_plackett_luce(groups: Sequence[Group], noise: float, seed: int, *, annotator: str = "", source: str = "") -> list[Comparison]:
+def rankings_by_plackett_luce(
+    groups: Sequence[Group], noise: float, seed: int, *, annotator: str = "", source: str = ""
+) -> list[Comparison]:
     """One noisy ranking per prompt of its responses that differ in text; prompts with fewer than two are left out.
 
     Adding Gumbel noise to score / noise and sorting draws from Plackett-Luce. A Comparison lists the preferred response first.
