@@ -39,6 +39,23 @@ def test_head_equals_log_softmax(temperature: float) -> None:
         torch.testing.assert_close(scores.entropy_N, -(logps_NV.exp() * logps_NV).sum(-1).detach(), atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("kept", [True, False])
+def test_equal_weights_is_a_hint_only(kept: bool) -> None:
+    """The gradient formed in the forward pass, when the promise is kept and when it is broken."""
+    torch.manual_seed(1)
+    hidden_TD, weight_VD = torch.randn(20, 8, requires_grad=True), torch.randn(13, 8, requires_grad=True)
+    where = torch.randint(0, 20, (50,)), torch.randint(0, 13, (50,))
+    upstream_N = torch.full((50,), -0.3) if kept else torch.randn(50)
+    grads = []
+    for hint in (False, True):
+        hidden_TD.grad = weight_VD.grad = None
+        scores = token_logps(hidden_TD, weight_VD, where, temperature=0.8, equal_weights=hint, chunk_bytes=4 * 13 * 7)
+        (scores.logps_N * upstream_N).sum().backward()
+        grads.append((hidden_TD.grad.clone(), weight_VD.grad.clone()))
+    for a, b in zip(*grads, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
+
+
 def test_head_of_nothing() -> None:
     hidden_TD, weight_VD = torch.randn(4, 8, requires_grad=True), torch.randn(13, 8)
     nothing = torch.zeros(0, dtype=torch.long)
@@ -56,7 +73,7 @@ def test_scorers(tiny: Any, sequences: Any, tmp_path: Path) -> None:
         rows.append(Row(ids=ids, scored=tuple(np.arange(len(x)) >= 12 for x in ids)))
     expected = [
         [
-            float(model.logits(torch.from_numpy(x).long()).log_softmax(-1)[np.arange(11, len(x) - 1), x[12:]].sum())
+            float(model.logits(torch.from_numpy(x).long()).detach().log_softmax(-1)[np.arange(11, len(x) - 1), x[12:]].sum())
             for x in row.ids
         ]
         for row in rows

@@ -134,7 +134,7 @@ def test_activation_checkpointing_changes_nothing(tiny: Any, sequences: Any) -> 
 
 
 def test_modules_equal_fused(tiny: Any, sequences: Any) -> None:
-    """The fused halves against autograd over the modules, blocks that do not divide the stream, with and without bias."""
+    """The fused halves against autograd over the modules, blocks that do not divide the stream"""
     layout = Layout.packed(sequences(6, [500, 90]))
     for fields in ({}, {"qk_norm": False, "qkv_bias": True, "output_bias": True, "mlp_bias": True}):
         model = tiny(**fields)

@@ -2,8 +2,10 @@
 
     hidden_TD --rows predicted_by_N--> hidden_CD x weight_VD -> logits_CV -> logps_N, correct_N, entropy_N
 
-Forward and backward walk over chunks of c rows; the forward keeps one log-normaliser per token, the backward computes a
-chunk's logits once more. Under bfloat16 autocast the products run in bfloat16, the softmax in float32.
+Forward and backward walk over chunks of C rows; the forward keeps one log-normaliser per token, the backward computes a
+chunk's logits once more. A loss that weighs all tokens equally (next-token, SFT) can say so: then the forward computes
+the gradient of the sum while a chunk's probabilities are at hand, and the backward only scales it. Under bfloat16
+autocast the products run in bfloat16, the softmax in float32.
 
 Legend: T positions, N scored tokens, D width, V vocabulary, C rows of a chunk.
 """
@@ -14,8 +16,10 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
-from trueline.models.attention import Layout
+from trueline.models.fused import accumulate, like, product_dtype, zeros
+from trueline.models.layout import Layout
 
 
 class TokenScores(NamedTuple):
@@ -35,17 +39,38 @@ def token_logps(
     where: Layout | tuple[Tensor, Tensor],
     *,
     temperature: float = 1.0,
-    chunk_bytes: int = 8 << 20,
+    equal_weights: bool = False,
+    chunk_bytes: int = 4 << 20,
 ) -> TokenScores:
-    """Scores the tokens that `where` (a Layout, or predicted_by_N and targets_N) names."""
+    """Scores the tokens that `where` (a Layout, or predicted_by_N and targets_N) names.
+
+    `equal_weights` promises a loss that is a multiple of logps_N.sum(): one product of four is saved in training. A
+    broken promise costs time, never correctness.
+    """
     predicted_by_N, targets_N = (where.predicted_by_N, where.targets_N) if isinstance(where, Layout) else where
     rows = max(1, chunk_bytes // (4 * weight_VD.shape[0]))
-    return TokenScores(*_Head.apply(hidden_TD, weight_VD, predicted_by_N, targets_N, temperature, rows))
+    early = equal_weights and torch.is_grad_enabled()
+    return TokenScores(*_Head.apply(hidden_TD, weight_VD, predicted_by_N, targets_N, temperature, rows, early))
 
 
 def _logits(hidden_CD: Tensor, weight_VD: Tensor, temperature: float) -> Tensor:
     logits_CV = (hidden_CD @ weight_VD.T).float()
     return logits_CV if temperature == 1 else logits_CV.div_(temperature)
+
+
+class _Gradients:
+    """Sums of the gradients of hidden and weight over chunks; either may be unwanted."""
+
+    def __init__(self, hidden_TD: Tensor, weight_VD: Tensor, product: torch.dtype, needed: tuple[bool, ...]) -> None:
+        self.weight = weight_VD.to(product)
+        self.hidden_sum = torch.zeros_like(hidden_TD) if needed[0] else None
+        self.weight_sum = zeros(weight_VD, needed[1])
+
+    def add(self, slope_CV: Tensor, hidden_CD: Tensor, rows_C: Tensor) -> None:
+        slope_CV = slope_CV.to(self.weight.dtype)
+        if self.hidden_sum is not None:
+            self.hidden_sum.index_add_(0, rows_C, (slope_CV @ self.weight).to(self.hidden_sum.dtype))
+        accumulate(self.weight_sum, slope_CV, hidden_CD)
 
 
 class _Head(torch.autograd.Function):
@@ -58,53 +83,52 @@ class _Head(torch.autograd.Function):
         targets_N: Tensor,
         temperature: float,
         rows: int,
+        early: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        device = hidden_TD.device.type
-        ctx.product = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden_TD.dtype
-        ctx.temperature, ctx.rows = temperature, rows
-        hidden_ND = hidden_TD.index_select(0, predicted_by_N).to(ctx.product)
-        weight = weight_VD.to(ctx.product)
-        logps, correct, entropy, normalizers = [], [], [], []
-        with torch.autocast(device, enabled=False):
-            for hidden_CD, targets_C in zip(hidden_ND.split(rows), targets_N.split(rows), strict=True):
-                logits_CV = _logits(hidden_CD, weight, temperature)
-                target_C = logits_CV.gather(1, targets_C[:, None]).squeeze(1)
-                largest_C = logits_CV.amax(1)
-                odds_CV = (logits_CV - largest_C[:, None]).exp_()
+        ctx.product, ctx.temperature, ctx.rows = product_dtype(hidden_TD), temperature, rows
+        early = early and any(ctx.needs_input_grad)
+        sums = _Gradients(hidden_TD, weight_VD, ctx.product, ctx.needs_input_grad if early else (False, False))
+        logps_N, entropy_N, normalizers_N = (hidden_TD.new_empty(len(targets_N), dtype=torch.float32) for _ in range(3))
+        correct_N = torch.empty_like(targets_N, dtype=torch.bool)
+        with torch.autocast(hidden_TD.device.type, enabled=False):
+            for i in range(0, len(targets_N), rows):
+                c = slice(i, i + rows)
+                hidden_CD = hidden_TD.index_select(0, predicted_by_N[c]).to(ctx.product)
+                logits_CV = _logits(hidden_CD, sums.weight, temperature)
+                largest_C1 = logits_CV.amax(1, keepdim=True)
+                logits_CV -= largest_C1  # 0 at the most likely token
+                target_C = logits_CV.gather(1, targets_N[c, None]).squeeze(1)
+                odds_CV = logits_CV.exp()
                 total_C = odds_CV.sum(1)
-                normalizer_C = largest_C + total_C.log()
-                mean_C = torch.bmm(odds_CV[:, None], logits_CV[:, :, None]).view(-1) / total_C
-                logps.append(target_C - normalizer_C)
-                correct.append(target_C >= largest_C)
-                entropy.append(normalizer_C - mean_C)
-                normalizers.append(normalizer_C)
-        if not logps:
-            empty_N = hidden_ND.new_zeros(0, dtype=torch.float32)
-            logps, correct, entropy, normalizers = [empty_N], [empty_N.bool()], [empty_N.clone()], [empty_N]
-        ctx.save_for_backward(hidden_TD, weight_VD, predicted_by_N, targets_N, torch.cat(normalizers))
-        out = torch.cat(logps), torch.cat(correct), torch.cat(entropy)
-        ctx.mark_non_differentiable(out[1], out[2])
-        return out
+                log_total_C = total_C.log()
+                torch.sub(target_C, log_total_C, out=logps_N[c])
+                torch.ge(target_C, 0, out=correct_N[c])
+                torch.sub(log_total_C, logits_CV.mul_(odds_CV).sum(1) / total_C, out=entropy_N[c])
+                torch.add(log_total_C, largest_C1.squeeze(1), out=normalizers_N[c])
+                if early:
+                    slope_CV = odds_CV.div_((total_C * -temperature)[:, None])
+                    slope_CV.scatter_add_(1, targets_N[c, None], torch.full_like(target_C[:, None], 1 / temperature))
+                    sums.add(slope_CV, hidden_CD, predicted_by_N[c])
+        ctx.early = early
+        ctx.save_for_backward(hidden_TD, weight_VD, predicted_by_N, targets_N, normalizers_N)
+        ctx.sums = sums if early else None
+        ctx.mark_non_differentiable(correct_N, entropy_N)
+        return logps_N, correct_N, entropy_N
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad_N: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
         hidden_TD, weight_VD, predicted_by_N, targets_N, normalizers_N = ctx.saved_tensors
-        weight = weight_VD.to(ctx.product)
-        grad_hidden = torch.zeros_like(hidden_TD) if ctx.needs_input_grad[0] else None
-        grad_weight = torch.zeros_like(weight_VD, dtype=torch.float32) if ctx.needs_input_grad[1] else None
-        chunks = zip(*(x.split(ctx.rows) for x in (predicted_by_N, targets_N, normalizers_N, grad_N)), strict=True)
-        with torch.autocast(hidden_TD.device.type, enabled=False):
-            for rows_C, targets_C, normalizers_C, grad_C in chunks:
-                hidden_CD = hidden_TD.index_select(0, rows_C).to(ctx.product)
-                slope_CV = _logits(hidden_CD, weight, ctx.temperature).sub_(normalizers_C[:, None]).exp_()
-                scale_C = grad_C.float() / ctx.temperature
-                slope_CV.mul_(-scale_C[:, None]).scatter_add_(1, targets_C[:, None], scale_C[:, None])
-                slope = slope_CV.to(ctx.product)
-                if grad_hidden is not None:
-                    grad_hidden.index_add_(0, rows_C, (slope @ weight).to(grad_hidden.dtype))
-                if grad_weight is not None:
-                    if ctx.product == torch.float32:
-                        grad_weight.addmm_(slope.T, hidden_CD)
-                    else:
-                        grad_weight += slope.T @ hidden_CD
-        return grad_hidden, None if grad_weight is None else grad_weight.to(weight_VD.dtype), None, None, None, None
+        if ctx.early and len(grad_N) and bool((grad_N == grad_N[0]).all()):
+            sums, scale = ctx.sums, grad_N[0]
+            parts = [None if s is None else s * scale for s in (sums.hidden_sum, sums.weight_sum)]
+            return like(parts[0], hidden_TD), like(parts[1], weight_VD), None, None, None, None, None
+        sums = _Gradients(hidden_TD, weight_VD, ctx.product, ctx.needs_input_grad)
+        for i in range(0, len(grad_N), ctx.rows):
+            c = slice(i, i + ctx.rows)
+            hidden_CD = hidden_TD.index_select(0, predicted_by_N[c]).to(ctx.product)
+            slope_CV = _logits(hidden_CD, sums.weight, ctx.temperature).sub_(normalizers_N[c, None]).exp_()
+            scale_C1 = grad_N[c, None].float() / ctx.temperature
+            slope_CV.mul_(-scale_C1).scatter_add_(1, targets_N[c, None], scale_C1)
+            sums.add(slope_CV, hidden_CD, predicted_by_N[c])
+        return sums.hidden_sum, like(sums.weight_sum, weight_VD), None, None, None, None, None
