@@ -36,13 +36,14 @@ def test_text():
 
 
 def test_messages_openai():
+    call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": '{"x": 1}'}}
     row = {
         "messages": [
             said("system", "Be kind."),
             USER,
             {**ANSWER, "weight": 0},
             {"role": "user", "content": [{"type": "text", "text": "And "}, {"type": "text", "text": "now?"}], "name": "Ann"},
-            {"role": "assistant", "content": None, "tool_calls": [{"id": "1", "type": "function", "function": {"name": "f", "arguments": '{"x": 1}'}}]},
+            {"role": "assistant", "content": None, "tool_calls": [call]},
             {"role": "tool", "content": "2", "tool_call_id": "1"},
             {**ANSWER, "weight": 1},
         ],
@@ -255,7 +256,7 @@ def test_a_numeric_verdict_is_never_guessed():
         read(row, "two responses and a verdict")
     assert read(row, verdict={"0": "first", "1": "second", "2": "tie"}).judgement == Ranking((2, 1))
     assert read(row, verdict={"1": "first", "2": "second"}).judgement == Ranking((1, 2))
-    with pytest.raises(Reject, match="needs a meaning|no meaning"):
+    with pytest.raises(Reject, match="no meaning"):
         read(row, verdict={"a": "first"})
 
 

@@ -53,16 +53,15 @@ def test_json_list_streams_with_line_numbers(tmp_path):
     ]
 
 
+TEXTS = st.text('a1 \n\u2028é"[]{},:\\', max_size=6)  # whatever could mislead a parser
+OBJECTS = st.dictionaries(TEXTS, TEXTS | st.integers(-99, 99) | st.lists(TEXTS, max_size=2), max_size=3)
+
+
 @settings(max_examples=40, deadline=None)
-@given(
-    rows=st.lists(st.dictionaries(st.text(max_size=5), st.text() | st.integers() | st.lists(st.text()))),
-    indent=st.sampled_from([None, 1]),
-)
+@given(rows=st.lists(OBJECTS, max_size=4), indent=st.sampled_from([None, 1]))
 def test_json_lists_of_any_shape(tmp_path_factory, rows, indent):
     path = tmp_path_factory.mktemp("json") / "a.json"
-    path.write_text(
-        json.dumps(rows, indent=indent, ensure_ascii=False), encoding="utf-8", errors="surrogatepass", newline="\n"
-    )
+    path.write_text(json.dumps(rows, indent=indent, ensure_ascii=False), encoding="utf-8", newline="\n")
     assert [row for _, row in read_objects(path)] == rows
 
 
@@ -116,16 +115,16 @@ def test_csv_with_long_multiline_fields_and_a_short_row(tmp_path):
 @pytest.mark.parametrize("suffix", [".parquet", ".arrow"])
 def test_columnar_files(tmp_path, suffix):
     pa = pytest.importorskip("pyarrow")
-    import pyarrow.ipc
-    import pyarrow.parquet
+    import pyarrow.ipc as ipc
+    import pyarrow.parquet as parquet
 
     rows = [{"a": "x", "m": [{"role": "user", "content": "hi", "name": None}]}, {"a": None, "m": []}]
     table = pa.Table.from_pylist(rows)
     path = tmp_path / f"a{suffix}"
     if suffix == ".parquet":
-        pa.parquet.write_table(table, path)
+        parquet.write_table(table, path)
     else:
-        with pa.ipc.new_stream(path, table.schema) as writer:
+        with ipc.new_stream(path, table.schema) as writer:
             writer.write_table(table)
     assert list(read_objects(path)) == [(f"{path}:1", rows[0]), (f"{path}:2", rows[1])]
     path.write_bytes(b"PAR1 not really")
@@ -149,7 +148,7 @@ def test_text_is_one_document_and_a_large_one_loses_nothing(tmp_path, monkeypatc
 
 def test_damaged_compression_is_one_sentence(tmp_path):
     path = tmp_path / "a.jsonl.gz"
-    path.write_bytes(gzip.compress(lines(ROWS * 1000))[:-20])
+    path.write_bytes(gzip.compress(lines(ROWS))[:-20])
     with pytest.raises(ValueError, match="is damaged"):
         list(read_objects(path))
 

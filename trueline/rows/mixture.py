@@ -53,13 +53,13 @@ class Mixture:
             for k in rng.choice(len(self.sources), size=1024, p=self.shares).tolist():
                 record = next(open_sources[k], None)
                 if record is None:
+                    if not self.drawn[k]:
+                        raise ValueError(f"source {k + 1} of the mixture is empty")
                     unfinished.discard(k)
                     if self.until == "first" or not unfinished:
                         return
                     open_sources[k] = iter(self.sources[k])
-                    record = next(open_sources[k], None)
-                    if record is None:
-                        raise ValueError("a source of the mixture is empty")
+                    record = next(open_sources[k])
                 self.drawn[k] += 1
                 yield record
 

@@ -41,7 +41,7 @@ class _Source:
 
 
 class Rows:
-    """Records of one or more files. Every pass reads the files anew and counts anew."""
+    """Records of one or more files. Every pass reads the files anew."""
 
     def __init__(
         self,
@@ -56,11 +56,12 @@ class Rows:
     ):
         self.rejects, self.limit = rejects, limit
         self.rejected: Counter[str] = Counter()
-        """Reason -> rows, in the last pass."""
+        """Reason -> rows. Counted, like the two below and the rejects file, until a pass was complete."""
         self.notes: Counter[str] = Counter()
-        """Changes made to rows that were kept, in the last pass."""
+        """Changes made to rows that were kept."""
         self.read = 0
-        """Rows of the files seen in the last pass: those that gave records plus those rejected."""
+        """Rows of the files: those that gave records plus those rejected."""
+        self._counted = False
         self._wanted, self._columns, self._chat, self._verdict = wanted, dict(columns), chat, verdict
         self._sources = [self._look(path) for path in paths]
 
@@ -92,32 +93,37 @@ class Rows:
         return tuple(source.path for source in self._sources)
 
     def __iter__(self) -> Iterator[Record]:
-        self.rejected.clear()
-        self.notes.clear()
-        self.read = given = 0
-        log = _Log(self.rejects)
+        counting = not self._counted
+        if counting:
+            self.rejected, self.notes, self.read = Counter(), Counter(), 0
+        log = _Log(self.rejects if counting else None)
+        notes: Counter[str] = self.notes if counting else Counter()
+        given = 0
         try:
-            for source in self._sources:
-                for place, row in _objects(source.path):
-                    if given == self.limit:
-                        return
-                    self.read += 1
-                    try:
-                        records = self._records(source, place, row)
-                    except Reject as reason:
+            for source, (place, row) in ((one, found) for one in self._sources for found in _objects(one.path)):
+                if given == self.limit:
+                    break
+                self.read += counting
+                try:
+                    records = self._records(source, place, row, notes)
+                except Reject as reason:
+                    if counting:
                         self.rejected[str(reason)] += 1
                         log.write(place, str(reason), row)
-                        continue
-                    for record in records if self.limit is None else records[: self.limit - given]:
-                        given += 1
-                        yield record
+                    continue
+                for record in records if self.limit is None else records[: self.limit - given]:
+                    given += 1
+                    yield record
+            self._counted = True
         finally:
             log.close()
-        if not given and self.read:
+        if not given and self.limit != 0:
             most = "; ".join(f"{reason} ({count})" for reason, count in self.rejected.most_common(3))
             raise ValueError(f"{', '.join(self.paths)} read as {self.format}: no row can be used: {most}")
 
-    def _records(self, source: _Source, place: str, row: dict[str, Any] | Unreadable) -> list[Record]:
+    def _records(
+        self, source: _Source, place: str, row: dict[str, Any] | Unreadable, notes: Counter[str]
+    ) -> list[Record]:
         if isinstance(row, Unreadable):
             raise Reject(str(row))
         row = self._renamed(row)
@@ -128,9 +134,9 @@ class Rows:
             other = detect([row]) if found.record is Conversation else None
             if other is None or other.record is not Conversation or other.gives_prompts != found.gives_prompts:
                 raise Reject(f"no {missing[0].replace('|', ' or ')}")
-            self.notes[f"rows in another format: {other.name}"] += 1
+            notes[f"rows in another format: {other.name}"] += 1
             found = other
-        at = At(source=place, chat=self._chat, verdict=self._verdict, notes=self.notes)
+        at = At(source=place, chat=self._chat, verdict=self._verdict, notes=notes)
         return [fitted for record in found.convert(row, at) for fitted in fit(record, self._wanted)]
 
     def _renamed(self, row: dict[str, Any]) -> dict[str, Any]:

@@ -10,7 +10,6 @@ order is counted as left out. "trueline" keeps rankings and counts whole. Both a
 from __future__ import annotations
 
 import gzip
-import io
 import json
 import os
 from collections import Counter
@@ -141,7 +140,7 @@ def _open_for_writing(path: Path) -> Iterator[BinaryIO]:
     match path.suffix.lower():
         case ".gz":
             with open(path, "wb") as raw, gzip.GzipFile(filename="", mode="wb", fileobj=raw, mtime=0) as file:
-                yield cast(BinaryIO, io.BufferedWriter(cast(io.RawIOBase, file)))  # equal rows, equal bytes
+                yield cast(BinaryIO, file)  # no name and no time inside: equal rows, equal bytes
         case ".zst":
             with arrow("writing .zst").output_stream(str(path), compression="zstd") as stream:
                 yield stream
