@@ -42,8 +42,10 @@ class SFT:
         yield microbatches(rows, budget, scored_tokens)
 
     def prepare(self, model: Any, step: list[Batch]) -> list[Batch]:
-        model.neftune_alpha = self.neftune_noise_alpha
         return step
 
     def loss(self, model: Any, batch: Batch, crew: Crew) -> Losses:
-        return cross_entropy(model, batch)
+        model.neftune_alpha = self.neftune_noise_alpha
+        losses = cross_entropy(model, batch)
+        model.neftune_alpha = 0.0  # another objective may train this model next
+        return losses

@@ -114,10 +114,19 @@ def train(
     draw       called every sample_steps with the live model: returns samples to print and keep
     """
     out = Path(out)
-    rejects = out.with_name(f".{out.name}.rejects.jsonl")  # moved into the folder once it is known to be ours
-    job = resolve(objective, model, rows, eval_rows, tokenizer, config, overrides, rejects)
+    rejects = out.with_name(f".{out.name}.rejects.jsonl")  # moved into the folder once that is known to be ours
+    try:
+        job = resolve(objective, model, rows, eval_rows, tokenizer, config, overrides, rejects)
+        return _run(job, model, out, crew or Crew(), draw, sinks, rejects)
+    finally:
+        rejects.unlink(missing_ok=True)
+
+
+def _run(
+    job: Job, model: str | Path | Model, out: Path, crew: Crew, draw: Draw | None, sinks: Sequence[Sink], rejects: Path
+) -> Path:
+    objective = job.objective
     policy = _load(objective, model, job)
-    crew = crew or Crew()
     method = {"method": objective.verb} | dataclasses.asdict(objective)  # type: ignore[call-overload]
     base = str(model) if isinstance(model, str | Path) else _decoder(policy).source
     start = weights_fingerprint(policy)
@@ -138,6 +147,8 @@ def train(
             os.replace(rejects, run.folder / "rejects.jsonl")
         if run.finished:
             run.event(f"{run.folder} is finished: nothing to do (a higher max_steps goes on)")
+            if policy is model:
+                copy_weights(policy, run.folder)
             return run.folder
         for note in (*job.notes, describe(job)):
             run.event(note)
@@ -152,7 +163,7 @@ def train(
         state = resume(run, policy, optimizer, feed, job)
         state = run_loop(objective, policy, optimizer, feed, crew, job.config, run, state,
                          write_model=write_model, eval_rows=job.held, draw=draw)  # fmt: skip
-        if job.config.save.load_best_model_at_end and state.best_step:
+        if job.config.save.load_best_model_at_end and state.best_step not in (0, state.step):
             copy_weights(policy, run.folder / f"checkpoint-{state.best_step}")
             run.event(f"the model is that of step {state.best_step}, best by {job.config.evals.metric_for_best_model}")
         write_model(policy, run.folder)
@@ -220,6 +231,7 @@ def resolve(
         notes.append(
             f"{len(held):,} rows are held out for evaluation (eval_share {config.evals.eval_share}, by prompt)"
         )
+    check_device(config.device)
     longest = max(tree_tokens(row) for row in (*train_rows, *held))
     if longest > config.max_tokens_per_batch:
         raise ValueError(
@@ -229,15 +241,26 @@ def resolve(
     return Job(objective, config, tokenizer, train_rows, held, tuple(data), tuple(notes))
 
 
+def check_device(name: str) -> None:
+    """Refuse a device that is not there before any work is done."""
+    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not there.get(name.split(":")[0]):
+        raise ValueError(
+            f"device is {name!r}, and this machine has {', '.join(kind for kind, ok in there.items() if ok)}"
+        )
+
+
 def describe(job: Job) -> str:
     """The resolved run in one line."""
     config, steps = job.config, job.total_steps
     precision = "bfloat16 autocast" if config.bf16 else "float32"
+    direction = "more" if config.evals.maximize else "less"
+    best = f"; the best step is by {config.evals.metric_for_best_model}, {direction} is better" if job.held else ""
     return (
         f"{job.objective.verb}: {steps:,} steps of {config.rows_per_step} rows ({config.per_device_train_batch_size} x "
         f"{config.gradient_accumulation_steps}, at most {config.max_tokens_per_batch:,} positions at a time), learning rate "
         f"{config.optim.learning_rate:g} {config.optim.lr_scheduler_type}, warm-up {warmup_of(config.optim, steps)} steps, "
-        f"{precision} on {config.device}, seed {config.seed}"
+        f"{precision} on {config.device}, seed {config.seed}{best}"
     )
 
 

@@ -60,6 +60,7 @@ def encode(
         rows = read_rows(data, objective.record, rejects=rejects)
         return _records(rows, str(data), objective, _needed(tokenizer), max_length, rejects)
     if isinstance(data, Rows):
+        data.rejects = data.rejects or rejects
         return _records(data, ", ".join(data.paths), objective, _needed(tokenizer), max_length, rejects or data.rejects)
     items = data if isinstance(data, Sequence) else list(data)
     if items and isinstance(items[0], Row):

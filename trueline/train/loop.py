@@ -81,21 +81,26 @@ def run_loop(
             crew.refresh(model, f"step-{state.step}")
 
             evals, passed = config.evals, (start, state.step)
-            wants_save = bool(stopping) or crossed(config.save.save_steps, *passed)
+            wants_save = crossed(config.save.save_steps, *passed)
             if eval_rows and (crossed(evals.eval_steps, *passed) or state.step >= state.total_steps):
                 metrics = evaluate(objective, model, eval_rows, crew, config.bf16, budget)
                 run.log(state.step, metrics)
                 wants_save |= state.note_evaluation(metrics, evals) and evals.eval_steps > 0  # the best one is kept
+                if state.stopped_early:
+                    run.event(
+                        f"stopped early at step {state.step}: step {state.best_step} has the best {evals.metric_for_best_model}"
+                    )
             if draw is not None and crossed(evals.sample_steps, *passed):
                 model.eval()
                 for sample in draw(model):
                     run.sample(state.step, sample)
                 model.train()
-            if (wants_save or (state.ended and config.save.save_steps > 0)) and saved < state.step:
+            stop = bool(stopping)
+            if (wants_save or stop or (state.ended and config.save.save_steps > 0)) and saved < state.step:
                 save_checkpoint(run.folder, model, optimizer, state, feed.state(), write_model)
                 prune_checkpoints(run.folder, config.save.save_total_limit, state.best_step)
                 saved = state.step
-            if stopping and not state.ended:
+            if stop and not state.ended:
                 where = f"after step {state.step} of {state.total_steps}"
                 run.event(f"stopped by {stopping[0].name} {where}; the same command goes on")
                 raise SystemExit(128 + stopping[0].value)

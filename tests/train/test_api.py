@@ -1,0 +1,111 @@
+"""`train` and `plan` from files: what is read, cut, left out and written."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from trueline.models.decoder import Decoder
+from trueline.models.files import load_model, load_scalar_model
+from trueline.objectives.dpo import DPO
+from trueline.objectives.reward import Reward
+from trueline.objectives.sft import SFT
+from trueline.records import Comparison, Message, Ranking, Row
+from trueline.run import read_json, read_lines
+from trueline.tokens import load_tokenizer
+from trueline.train import TrainConfig, plan, train
+
+FAST = {"max_steps": 3, "save_steps": 0, "learning_rate": 1e-3, "logging_steps": 1}
+
+
+def test_sft_from_a_file(files: Path) -> None:
+    with open(files / "chat.jsonl", "a", encoding="utf-8") as file:
+        file.write(json.dumps({"messages": [{"role": "user", "content": "no answer"}]}) + "\n")
+        file.write(
+            json.dumps(
+                {"messages": [{"role": "user", "content": "the cat " * 60}, {"role": "assistant", "content": "ran"}]}
+            )
+            + "\n"
+        )
+    out = train(SFT(), files / "model", files / "chat.jsonl", out=files / "sft", eval_share=0.2, max_length=48, **FAST)
+    rejects = read_lines(out / "rejects.jsonl")
+    assert [row["line"] for row in rejects] == [61, 62] and all(row["reason"] for row in rejects)
+    events = [row["event"] for row in read_lines(out / "events.jsonl")]
+    assert any(event.startswith("60 rows from ") for event in events)
+    assert any(event.startswith("2 rows were left out, kept in rejects.jsonl") for event in events)
+    assert any("3 steps of 8 rows (8 x 1" in event for event in events)
+    load_model(out)
+    assert load_tokenizer(out).fingerprint == load_tokenizer(files / "model").fingerprint
+    card = (out / "README.md").read_text()
+    about = read_json(out / "run.json")["config"]
+    for wanted in (
+        "license: unknown",
+        "- sft",
+        "eval_loss",
+        "Seed 0",
+        "arxiv.org/abs/2203.02155",
+        about["data"][0]["fingerprint"][:16],
+    ):
+        assert wanted in card
+    assert "mean_token_accuracy" in read_lines(out / "metrics.jsonl")[0]
+
+
+def test_reward_then_dpo_from_a_file(files: Path) -> None:
+    out = train(Reward(), files / "model", files / "pairs.jsonl", out=files / "reward", eval_share=0.2, **FAST)
+    load_scalar_model(out)
+    assert "ForSequenceClassification" in read_json(out / "config.json")["architectures"][0]
+    assert {"accuracy", "margin", "mean_reward"} <= set(read_lines(out / "metrics.jsonl")[0])
+    out = train(DPO(), files / "model", files / "pairs.jsonl", out=files / "dpo", eval_share=0.2, **FAST)
+    first = read_lines(out / "metrics.jsonl")[0]
+    rewards = {f"rewards/{name}" for name in ("chosen", "rejected", "margins", "accuracies")}
+    assert rewards | {"logps/chosen", "logps/rejected"} <= set(first)
+    assert "eval_rewards/accuracies" in read_lines(out / "metrics.jsonl")[-1]
+
+
+def test_records_in_memory(files: Path) -> None:
+    def say(role: str, text: str) -> tuple[Message, ...]:
+        return (Message(role=role, content=text),)
+
+    answers = (say("assistant", "sat"), say("assistant", "ran"))
+    records = [
+        Comparison(prompt=say("user", f"cat {n}"), responses=answers, judgement=Ranking((2, 1))) for n in range(8)
+    ]
+    train(DPO(), files / "model", records, out=files / "dpo", **FAST)
+    with pytest.raises(ValueError, match="sft trains on Conversation records, and 8 of 8 are Comparison"):
+        train(SFT(), files / "model", records, out=files / "sft", **FAST)
+
+
+def test_plan_writes_nothing_and_says_what_would_happen(files: Path) -> None:
+    before = sorted(files.rglob("*"))
+    planned = plan(SFT(), files / "model", files / "chat.jsonl", eval_share=0.2, max_length=24, per_device_train_batch_size=2,
+                   gradient_accumulation_steps=3, num_train_epochs=2.0)  # fmt: skip
+    assert sorted(files.rglob("*")) == before
+    numbers = planned.numbers
+    assert numbers["rows"] + numbers["eval_rows"] <= 60 and numbers["rows_per_step"] == 6
+    assert numbers["steps"] == -(-2 * numbers["rows"] // 6)
+    assert any("were cut to max_length 24" in note for note in planned.notes)
+    scored = "".join(text for text, trained in planned.samples[0][0] if trained)
+    assert "<|im_start|>" not in scored and scored in str(planned)
+    assert planned.settings["learning_rate"] == SFT.defaults["learning_rate"]
+    assert plan(SFT(), files / "model", files / "chat.jsonl", config=TrainConfig()).settings["warmup_ratio"] == 0
+
+
+def test_mistakes_are_answered_in_one_sentence(
+    files: Path, decoder: Callable[..., Decoder], pair_rows: Callable[..., list[Row]]
+) -> None:
+    with pytest.raises(ValueError, match="did you mean 'max_steps'"):
+        train(SFT(), files / "model", files / "chat.jsonl", out=files / "x", max_step=3)
+    with pytest.raises(ValueError, match="reward trains a ScalarModel, not a Decoder"):
+        train(Reward(), decoder(), pair_rows(4), out=files / "x", **FAST)
+    with pytest.raises(ValueError, match=r"row pair-\d has \d+ tokens and max_length is 4"):
+        train(DPO(), decoder(), pair_rows(4), out=files / "x", max_length=4, **FAST)
+    with pytest.raises(ValueError, match="device is 'tpu', and this machine has cpu"):
+        train(DPO(), decoder(), pair_rows(4), out=files / "x", device="tpu", **FAST)
+    with pytest.raises(ValueError, match="text needs a tokenizer"):
+        train(SFT(), decoder(), files / "chat.jsonl", out=files / "x", **FAST)
+    with pytest.raises(ValueError, match="holds a model that no run of ours wrote"):
+        train(SFT(), files / "model", files / "chat.jsonl", out=files / "model", **FAST)
+    assert not (files / "x").exists()

@@ -1,0 +1,173 @@
+"""The same command after kill -9 ends where the uninterrupted run ends, byte for byte."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from trueline.objectives import discover
+from trueline.run import read_lines
+from trueline.train import train
+
+WORKER = """
+import os, signal, sys
+from trueline.objectives import discover
+from trueline.train import train
+
+verb, model, data, out, kill, options = sys.argv[1:]
+
+def killer(step, metrics):
+    if step >= int(kill) > 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+if int(kill) < 0:  # die in the middle of writing the third checkpoint
+    import trueline.train.checkpoint as checkpoint
+    whole, count = checkpoint.save_file, []
+    def part(tensors, path):
+        count.append(path)
+        whole(tensors, path)
+        if len(count) == 5:
+            with open(path, "r+b") as file:
+                file.truncate(100)
+            os.kill(os.getpid(), signal.SIGKILL)
+    checkpoint.save_file = part
+train(discover()[verb](), model, data, out=out, sinks=[killer], **eval(options))
+"""
+OPTIONS: dict[str, Any] = {
+    "max_steps": 30, "save_steps": 4, "logging_steps": 3, "eval_steps": 8, "eval_share": 0.2, "learning_rate": 1e-3,
+    "per_device_train_batch_size": 4, "max_length": 64,
+}  # fmt: skip
+
+
+def command(verb: str, files: Path, out: str, kill: int, options: dict[str, Any]) -> list[str]:
+    data = {"pretrain": "text", "sft": "chat"}.get(verb, "pairs")
+    paths = [str(files / "model"), str(files / f"{data}.jsonl"), str(files / out)]
+    return [sys.executable, "-c", WORKER, verb, *paths, str(kill), repr(options)]
+
+
+def straight(verb: str, files: Path, options: dict[str, Any]) -> Path:
+    """The uninterrupted run; also what every resumed run calls."""
+    data = {"pretrain": "text", "sft": "chat"}.get(verb, "pairs")
+    return train(discover()[verb](), files / "model", files / f"{data}.jsonl", out=files / "straight", **options)
+
+
+def outcome(folder: Path) -> tuple[bytes, bytes, list[dict[str, Any]]]:
+    """Weights, optimizer state and metrics, the clock left out."""
+    metrics = read_lines(folder / "metrics.jsonl")
+    kept = [
+        {name: value for name, value in row.items() if name not in ("time", "tokens_per_second")} for row in metrics
+    ]
+    newest = max(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
+    return (folder / "model.safetensors").read_bytes(), (newest / "optimizer.safetensors").read_bytes(), kept
+
+
+def test_pretraining_after_kill_9(files: Path) -> None:
+    expected = outcome(straight("pretrain", files, OPTIONS))
+    step = random.choice([9, 15, 18, 21, 27])
+    killed = subprocess.run(command("pretrain", files, "killed", step, OPTIONS), capture_output=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
+    assert not (files / "killed" / "model.safetensors").exists()
+    train(discover()["pretrain"](), files / "model", files / "text.jsonl", out=files / "killed", **OPTIONS)
+    assert outcome(files / "killed") == expected, f"killed at step {step}"
+    events = [row["event"] for row in read_lines(files / "killed" / "events.jsonl")]
+    assert any(event.startswith("goes on from checkpoint-") for event in events)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("verb", ["sft", "reward", "dpo"])
+def test_other_methods_after_kill_9(verb: str, files: Path) -> None:
+    options = OPTIONS | {"save_steps": 5}
+    expected = outcome(straight(verb, files, options))
+    for kill in (-1, 9, 21):  # in the middle of a checkpoint, then twice more
+        killed = subprocess.run(command(verb, files, "killed", kill, options), capture_output=True)
+        assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
+    assert subprocess.run(command(verb, files, "killed", 0, options), capture_output=True).returncode == 0
+    assert outcome(files / "killed") == expected
+
+
+@pytest.mark.slow
+def test_killed_at_random_times(files: Path) -> None:
+    options = OPTIONS | {"max_steps": 400, "save_steps": 7}
+    expected = outcome(straight("pretrain", files, options))
+    kills = 0
+    for _ in range(20):
+        process = subprocess.Popen(command("pretrain", files, "killed", 0, options), stderr=subprocess.DEVNULL)
+        if kills < 5:
+            while process.poll() is None and not (files / "killed" / "run.json").exists():
+                time.sleep(0.01)
+            time.sleep(3 + random.random())
+            process.kill()
+        kills += process.wait() == -signal.SIGKILL
+        if process.returncode == 0:
+            break
+    assert outcome(files / "killed") == expected
+
+
+def test_sigterm_saves_and_ends_cleanly(files: Path) -> None:
+    options = OPTIONS | {"max_steps": 4000, "save_steps": 0, "lr_scheduler_type": "constant"}
+    process = subprocess.Popen(command("pretrain", files, "stopped", 0, options), stderr=subprocess.PIPE)
+    while process.poll() is None and not (files / "stopped" / "metrics.jsonl").exists():
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 128 + signal.SIGTERM
+    (saved,) = (files / "stopped").glob("checkpoint-*")
+    events = [row["event"] for row in read_lines(files / "stopped" / "events.jsonl")]
+    assert f"stopped by SIGTERM after step {saved.name.split('-')[1]} of 4000; the same command goes on" in events
+
+
+def test_a_damaged_checkpoint_is_passed_over(files: Path) -> None:
+    expected = outcome(straight("pretrain", files, OPTIONS))
+    out = files / "damaged"
+    train(discover()["pretrain"](), files / "model", files / "text.jsonl", out=out, **OPTIONS)
+    newest = out / "checkpoint-30"
+    with open(newest / "optimizer.safetensors", "r+b") as file:  # right size, wrong byte
+        file.seek(-1, os.SEEK_END)
+        last = file.read(1)[0]
+        file.seek(-1, os.SEEK_END)
+        file.write(bytes([last ^ 1]))
+    (out / "finished.json").unlink()
+    (out / "model.safetensors").unlink()
+    train(discover()["pretrain"](), files / "model", files / "text.jsonl", out=out, **OPTIONS)
+    events = [row["event"] for row in read_lines(out / "events.jsonl")]
+    assert any("checkpoint-30 is incomplete or damaged" in event for event in events)
+    assert outcome(out) == expected
+
+
+def test_more_steps_extend_a_constant_schedule_only(files: Path) -> None:
+    short = OPTIONS | {"lr_scheduler_type": "constant", "max_steps": 12}
+    expected = outcome(straight("pretrain", files, short | {"max_steps": 20}))
+    out = files / "extended"
+
+    def go(**options: Any) -> Path:
+        return train(discover()["pretrain"](), files / "model", files / "text.jsonl", out=out, **options)
+
+    go(**short)
+    before = (out / "model.safetensors").stat().st_mtime_ns
+    go(**short)  # finished: nothing happens
+    assert (out / "model.safetensors").stat().st_mtime_ns == before
+    go(**short | {"max_steps": 20})
+    assert outcome(out)[:2] == expected[:2]
+    with pytest.raises(ValueError, match="learning_rate"):
+        go(**short | {"learning_rate": 2e-3})
+
+    cosine = OPTIONS | {"max_steps": 8}
+    out = files / "cosine"
+    go(**cosine)
+    with pytest.raises(ValueError, match="max_steps = 8"):
+        go(**cosine | {"max_steps": 9})
+
+
+def test_no_pickle_in_a_run(files: Path) -> None:
+    out = straight("pretrain", files, OPTIONS | {"max_steps": 4})
+    allowed = {".json", ".jsonl", ".safetensors", ".jinja", ".md", ".lock"}
+    assert {path.suffix for path in out.rglob("*") if path.is_file()} <= allowed
+    json.loads((out / "checkpoint-4" / "trainer_state.json").read_text())
