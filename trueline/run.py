@@ -201,6 +201,7 @@ def _lock(folder: Path) -> int:
 
 
 def read_json(path: str | Path) -> Any:
+    """A JSON file of a run."""
     return json.loads(Path(path).read_text(encoding="utf-8"))
 
 

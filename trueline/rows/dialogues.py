@@ -47,6 +47,7 @@ def chat(row: RowDict, at: At) -> list[Record]:
 
 
 def sharegpt(row: RowDict, at: At) -> list[Record]:
+    """Turns {from, value}, roles under many names."""
     messages = parse_messages(pick(row, SHAREGPT), "conversations", at.notes)
     system = row.get("system")
     if isinstance(system, str) and system.strip() and messages[0].role != "system":
@@ -102,6 +103,7 @@ def alpaca_prompt(row: RowDict, at: At) -> tuple[Messages, bool]:
 
 
 def alpaca(row: RowDict, at: At) -> list[Record]:
+    """Alpaca, also with `response` for `output`."""
     prompt, plain = alpaca_prompt(row, at)
     output = clean(pick(row, "output|response"), "output")
     return _conversation((*prompt, text_message(output, train=True) if plain else assistant(output)), row, at)
@@ -116,10 +118,12 @@ def self_instruct(row: RowDict, at: At) -> list[Record]:
 
 
 def question(row: RowDict, at: At) -> list[Record]:
+    """A question and its answer, as a chat."""
     return _conversation((user(row.get("question", "")), assistant(row.get("answer", ""))), row, at)
 
 
 def prompt_only(row: RowDict, at: At) -> list[Record]:
+    """TRL's prompt without an answer."""
     prompt, _ = turns_or_text(row.get("prompt"), "prompt", at, train=False)
     return _conversation(prompt, row, at)
 
@@ -135,10 +139,12 @@ def first_turn(row: RowDict, at: At) -> list[Record]:
 
 
 def instruction_only(row: RowDict, at: At) -> list[Record]:
+    """Alpaca's columns without an answer."""
     return _conversation(alpaca_prompt(row, at)[0], row, at)
 
 
 def document(row: RowDict, at: At) -> list[Record]:
+    """Text of a corpus; other columns become its meta."""
     text, given = pick(row, "text|content"), row.get("meta")
     if isinstance(given, str):
         given = parse_json(given) if given.startswith("{") else {"meta": given}

@@ -37,10 +37,12 @@ def text_message(content: str, *, train: bool) -> Message:
 
 
 def user(content: str) -> Message:
+    """A user turn, never trained on."""
     return Message(role="user", content=clean(content, "user"), train=False)
 
 
 def assistant(content: str) -> Message:
+    """An assistant turn, trained on."""
     return Message(role="assistant", content=clean(content, "assistant"))
 
 
@@ -86,6 +88,7 @@ def parse_messages(value: Any, column: str, notes: Counter[str], *, train: bool 
 
 
 def parse_message(item: Mapping[str, Any], *, train: bool = True) -> Message:
+    """One message, from OpenAI's or ShareGPT's keys."""
     given = item.get("role") or item.get("from")
     role = ROLES.get(given.lower()) if isinstance(given, str) else None
     if role is None:
@@ -199,6 +202,7 @@ def turns_or_text(value: Any, column: str, at: At, *, train: bool) -> tuple[Mess
 
 
 def source_of(row: RowDict, at: At) -> str:
+    """What the row says it comes from, or else its place."""
     given = row.get("source")
     return given if isinstance(given, str) and given else at.source
 

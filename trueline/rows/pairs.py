@@ -155,6 +155,7 @@ HUMAN, ASSISTANT = "\n\nHuman:", "\n\nAssistant:"
 
 
 def is_transcript(row: RowDict) -> bool:
+    """True for a text that begins with a human turn and has an assistant turn."""
     chosen = row.get("chosen")
     return isinstance(chosen, str) and chosen.lstrip().startswith(HUMAN.strip()) and ASSISTANT in chosen
 
@@ -200,6 +201,7 @@ def sharegpt_preference(row: RowDict, at: At) -> list[Record]:
 
 
 def alpaca_preference(row: RowDict, at: At) -> list[Record]:
+    """LLaMA-Factory's form: Alpaca's prompt, chosen and rejected."""
     prompt, _ = alpaca_prompt(row, at)
     (chosen, _), (rejected, _) = _sides(row, at)
     if prompt[-1].role != "text":

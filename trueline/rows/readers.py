@@ -55,6 +55,7 @@ def plain_suffix(path: Path) -> str:
 
 
 def kind_of(path: Path) -> str:
+    """Which reader a file needs."""
     suffix = plain_suffix(path)
     if suffix not in KINDS:
         raise ValueError(f"{path}: cannot read {suffix or 'a file without suffix'}; readable are {', '.join(KINDS)}")
@@ -119,6 +120,7 @@ def arrow(purpose: str, module: str = "pyarrow") -> Any:
 
 
 def unreadable(reason: str, raw: str) -> Unreadable:
+    """The reason, with the beginning of what stood there."""
     found = Unreadable(reason)
     found.raw = raw[:2000]
     return found

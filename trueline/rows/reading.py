@@ -290,6 +290,7 @@ CONVERSIONS: tuple[tuple[type[Record], type[Record] | str], ...] = (
 
 
 def convertible(found: Format, wanted: type[Record] | str | None) -> bool:
+    """Whether rows of a format can be read as the wanted record."""
     if found.gives_prompts:
         return wanted in (None, PROMPT)
     return wanted is None or found.record is wanted or (found.record, wanted) in CONVERSIONS
