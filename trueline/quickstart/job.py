@@ -89,7 +89,7 @@ def settle(minutes: float, seed: int, from_scratch: bool, used: float, data: Dat
     path, made = out / "plan.json", None
     if not path.exists():
         encoded = [encode_conversation(c, tokenizer, 512) for c in conversations(data.sft[:64], tokenizer)]
-        prompts = [encode_prompt(prompt_of(f, tokenizer), tokenizer) for f in data.preference[:32]]
+        prompts = [encode_prompt(prompt_of(f, tokenizer), tokenizer) for f in data.preference[:48]]
         made = make_plan(minutes, seed, from_scratch, used, load_model(base), tokenizer, [row for row in encoded if row], prompts)
     return load_or_make(path, minutes, seed, from_scratch, made)
 

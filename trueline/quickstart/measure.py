@@ -53,7 +53,7 @@ class Bench:
 
     def draw(self, model: Decoder, sampling: Sampling) -> list[Group]:
         """Judged samples, one group per function."""
-        engine = Engine(model, self.tokenizer, max_batch=128)
+        engine = Engine(model, self.tokenizer, max_batch=256)
         prompts = [prompt_of(f, self.tokenizer) for f in self.functions]
         return rollouts(
             prompts, engine, self.judge, sampling, encode=lambda prompt: encode_prompt(prompt, self.tokenizer), decode=engine.text

@@ -117,7 +117,7 @@ def training_speed(model: Decoder, rows: Sequence[Row]) -> float:
 
 def sampling_speed(model: Decoder, tokenizer: Tokenizer, prompts: Sequence[np.ndarray]) -> float:
     """Summaries of usual length per second, four to a prompt."""
-    chosen, engine = list(prompts[:32]), Engine(model, tokenizer, max_batch=128, stop_ids=())
+    chosen, engine = list(prompts[:48]), Engine(model, tokenizer, max_batch=256, stop_ids=())
     start = time.perf_counter()
     engine.sample(chosen, Sampling(n=CANDIDATES, max_new_tokens=SUMMARY_TOKENS))
     return CANDIDATES * len(chosen) / (time.perf_counter() - start)

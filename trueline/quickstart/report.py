@@ -75,7 +75,7 @@ def quality_note(results: Mapping[str, Any]) -> str:
 def summary_table(results: Mapping[str, Any]) -> str:
     head = (
         "<tr><th>Model</th><th>Judge score</th><th>Wins against SFT</th><th>Wins against human</th><th>KL from SFT</th>"
-        "<th>Name words spoken of</th><th>same, other function</th><th>Recall of unseen words</th><th>Words</th></tr>"
+        "<th>Name words spoken of</th><th>same, other function</th><th>Recall of unseen words, above chance</th><th>Words</th></tr>"
     )
     body = []
     for name, m in results["models"].items():
@@ -87,7 +87,7 @@ def summary_table(results: Mapping[str, Any]) -> str:
             f"{m['kl']['mean']:.2f} <small>± {1.96 * m['kl']['se']:.2f}</small>" if m.get("kl") else "–",
             percent(m["grounding"]),
             percent(m["grounding_other"]),
-            percent(m["recall"]) if m.get("recall") is not None else "–",
+            recall(m) if name != "human" else "–",
             f"{m['words']:.1f}",
         ]
         body.append("<tr>" + "".join(f"<td>{c}</td>" for c in cells) + "</tr>")
@@ -99,7 +99,8 @@ def legend(results: Mapping[str, Any]) -> str:
     return (
         "Judge score: the PEP 257 rule, 0 to 10. Wins count ties as half; intervals are 95%. KL in nats per response, on sampled "
         "responses. Name words: share of the function's name that its summary speaks of; beside it the same against another "
-        "function's name. Recall: content words of the human docstring that occur in neither name nor arguments. "
+        "function's name. Recall: content words of the human docstring that occur in neither name nor arguments; above chance: minus the same "
+        "against other functions' docstrings. "
         f"Reward model: {percent(rm['accuracy'])} of {rm['num_pairs']:,} held-out noisy choices, "
         f"{percent(rm['accuracy_clean'])} of the judge's own order, calibration error {rm['ece']:.3f}."
     )
@@ -239,6 +240,11 @@ def half(interval: Sequence[float]) -> float:
 
 def percent(value: float) -> str:
     return f"{100 * value:.0f}%"
+
+
+def recall(model: Mapping[str, Any]) -> str:
+    low, high = model["recall_difference"]["interval"]
+    return f"{percent(model['recall'])} <small>{100 * low:+.1f} to {100 * high:+.1f}</small>"
 
 
 def rate(value: Mapping[str, Any] | None) -> str:

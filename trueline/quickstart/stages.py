@@ -130,7 +130,7 @@ def supervise(base: Path, data: Data, tokenizer: Tokenizer, plan: Plan, out: Pat
 
 def compare(sft: Path, data: Data, tokenizer: Tokenizer, plan: Plan, path: Path) -> None:
     """Four summaries per prompt from the SFT model, ranked by an annotator who follows the judge with noise."""
-    engine = Engine(load_model(sft), tokenizer, max_batch=128)
+    engine = Engine(load_model(sft), tokenizer, max_batch=256)
     prompts = [prompt_of(f, tokenizer) for f in data.preference[: plan.preference_prompts]]
     groups = rollouts(
         prompts, engine, data.judge, Sampling(n=CANDIDATES, max_new_tokens=MAX_SUMMARY_TOKENS, seed=plan.seed),
