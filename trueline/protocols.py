@@ -42,7 +42,10 @@ class Scorer(Protocol):
 class Judge(Protocol):
     """Gives the responses to one prompt a number each; more is better, equal is a tie."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """Who judged; written into what is made from it."""
+        ...
 
     def judge(self, prompt: Messages, responses: Sequence[Messages]) -> list[float]: ...
 

@@ -120,7 +120,7 @@ class Run:
     def event(self, text: str) -> None:
         """Say something and keep it."""
         self._append("events.jsonl", {"time": datetime.now(UTC).isoformat(timespec="seconds"), "event": text})
-        self.console.print(escape(text), highlight=False)
+        self.console.print(escape(text), highlight=False, soft_wrap=True)
 
     def truncate(self, step: int) -> None:
         """Forget metrics and samples after this step: a resumed run writes them again."""

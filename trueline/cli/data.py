@@ -66,7 +66,7 @@ class Inspect:
             samples=self.samples,
             seed=self.seed,
         )
-        Console(highlight=False).print(render(report))
+        Console(highlight=False, soft_wrap=True).print(render(report))
 
 
 def encode(record: Record, tok: Tokenizer) -> list[Row]:
@@ -104,7 +104,7 @@ class Convert:
 
     def run(self) -> None:
         """Write the file and say what became of the rows."""
-        console = Console(highlight=False)
+        console = Console(highlight=False, soft_wrap=True)
         rows = read_rows(self.data, rejects=self.rejects, limit=self.limit or None, columns=column_names(self.columns))
         written = write_rows(rows, self.out, self.format)
         say_read(rows, console)

@@ -50,7 +50,7 @@ class Evaluate:
 
     def run(self) -> None:
         """Print a table of the result."""
-        console = Console(highlight=False)
+        console = Console(highlight=False, soft_wrap=True)
         folder = model_folder(self.model)
         tokenizer = load_tokenizer(folder)
         if read_config(find(folder))[1]:

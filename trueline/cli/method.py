@@ -89,7 +89,7 @@ def options_of(objective: type[Any]) -> type[Any]:
 
 def run_method(options: Any) -> None:
     """Train, or show what would be trained."""
-    console = Console(highlight=False, stderr=True)
+    console = Console(highlight=False, stderr=True, soft_wrap=True)
     objective: Objective = options.objective
     config: TrainConfig = options.train
     folder = model_folder(options.model)
@@ -98,7 +98,7 @@ def run_method(options: Any) -> None:
     if options.eval_data:
         held = read_rows(options.eval_data, objective.record, columns=column_names(options.columns))
     if options.dry_run:
-        show_plan(plan(objective, folder, rows, eval_rows=held, config=config), Console(highlight=False))
+        show_plan(plan(objective, folder, rows, eval_rows=held, config=config), Console(highlight=False, soft_wrap=True))
         return
     keep_command(objective.verb, options, anew=False)
     draw = drawer(rows, folder) if config.evals.sample_steps and objective.head == "tokens" else None

@@ -175,5 +175,5 @@ def tyro_parse(cls: type[Any], words: list[str], prog: str) -> Any:
             return None
     lines = [line.strip("│ ") for line in said.getvalue().splitlines() if line.startswith("│")]
     body = lines[: next((i for i, line in enumerate(lines) if set(line) == {"─"}), len(lines))]
-    sentence = re.sub(r"^(Error parsing |[a-z]+(\.[a-z]+)*: )", "", " ".join(body)).removesuffix(".")
+    sentence = re.sub(r"^(Error parsing )?([a-z]+(\.[a-z]+)*: )?", "", " ".join(body)).removesuffix(".")
     raise ValueError(f"{sentence or said.getvalue().strip()}; see {prog} --help")

@@ -113,7 +113,7 @@ class Draw:
         from trueline.models.files import load_model
         from trueline.serve.engine import Engine
 
-        console = Console(stderr=True, highlight=False)
+        console = Console(stderr=True, highlight=False, soft_wrap=True)
         folder = model_folder(self.model)
         tokenizer = load_tokenizer(folder)
         rows = read_prompts(self.data, limit=self.limit or None, columns=column_names(self.columns))
@@ -156,8 +156,8 @@ def messages_json(messages: Messages) -> str | list[dict[str, Any]]:
     return [{"role": message.role, "content": message.content} for message in messages]
 
 
-def messages_of(value: str | Sequence[dict[str, Any]]) -> Messages:
+def messages_of(value: str | Sequence[dict[str, Any]], *, train: bool = False) -> Messages:
     """The reverse of `messages_json`."""
     if isinstance(value, str):
-        return (Message(role=TEXT, content=value, train=False),)
-    return tuple(Message(role=item["role"], content=item["content"], train=False) for item in value)
+        return (Message(role=TEXT, content=value, train=train),)
+    return tuple(Message(role=item["role"], content=item["content"], train=train) for item in value)

@@ -1,0 +1,152 @@
+"""`trueline judge`: responses to comparisons, by a reward model or a rule of one's own."""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+import tyro
+from rich.console import Console
+
+from trueline.align.group import Group, judged, prompt_key
+from trueline.align.judges import RuleJudge, ScorerJudge
+from trueline.align.select import best_vs_worst, comparisons
+from trueline.cli.places import model_folder
+from trueline.cli.text import messages_of
+from trueline.protocols import Judge as Judging
+from trueline.records import Comparison, Messages, Ranking, Row
+from trueline.rows import write_rows
+from trueline.rows.readers import Unreadable, read_objects
+from trueline.tokens import encode_comparison, load_tokenizer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judge:
+    """Give every response a score and write who is preferred, as rows that trueline reward and trueline dpo train on.
+    The responses are lines of prompt and responses, as trueline sample writes them."""
+
+    data: Annotated[Path, tyro.conf.arg(metavar="FILE.jsonl")]
+    """Responses: JSON lines with prompt and responses."""
+    judge: Annotated[str, tyro.conf.arg(metavar="DIR_OR_HUB_ID|FILE.py:FUNCTION")]
+    """A reward model, or a rule of yours: a Python function of prompt and response (both text) that returns a number, more is better."""
+    out: Annotated[Path, tyro.conf.arg(metavar="FILE.jsonl")]
+    """Where the comparisons go: .jsonl, .jsonl.gz, .jsonl.zst or .parquet."""
+    select: Literal["ranking", "best_vs_worst"] = "ranking"
+    """Keep the whole order of the responses, or the best and the worst only."""
+    format: Literal["trl", "trueline"] = "trl"
+    """Columns: trl (a line per pair: prompt, chosen, rejected) or trueline (a line per prompt: responses with ranks)."""
+    margin: float = 0.0
+    """Responses whose scores differ by no more than this are tied; ties make no pair."""
+    max_length: int = 1024
+    """Longest prompt and response in tokens that the reward model reads; what is longer is cut."""
+    device: str = "cpu"
+    """Where to compute: cpu, cuda, mps."""
+
+    def run(self) -> None:
+        """Judge and write."""
+        console = Console(highlight=False, soft_wrap=True)
+        groups = list(groups_of(self.data))
+        several = [group for group in groups if len(set(group.responses)) > 1]
+        scored = judged(several, judge_named(self.judge, self.max_length, self.device))
+        found = (
+            comparisons(scored, lambda group, rng: best_vs_worst(group, rng, margin=self.margin), source=str(self.data))
+            if self.select == "best_vs_worst"
+            else [ranking(group, self.margin, self.judge, str(self.data)) for group in scored]
+        )
+        written = write_rows(found, self.out, self.format)
+        if len(several) < len(groups):
+            console.print(
+                f"[yellow]{len(groups) - len(several):,} prompts left out[/yellow]: fewer than two different responses"
+            )
+        for reason, number in written.left_out.most_common():
+            console.print(f"[yellow]{number:,} left out[/yellow]: {reason}")
+        scores = np.array([score for group in scored for score in group.scores])
+        if len(scores):
+            console.print(
+                f"scores of {len(scores):,} responses: mean {scores.mean():.3g}, from {scores.min():.3g} to {scores.max():.3g}"
+            )
+        console.print(f"{written.rows:,} rows in {self.out}", markup=False)
+
+
+def groups_of(path: Path) -> Iterator[Group]:
+    """The prompts of a file with their responses."""
+    for place, row in read_objects(path):
+        if isinstance(row, Unreadable):
+            raise ValueError(f"{place}: {row}")
+        if "prompt" not in row or not isinstance(row.get("responses"), list):
+            raise ValueError(f"{place} has no prompt with a list of responses: trueline sample writes such lines")
+        prompt = messages_of(row["prompt"])
+        role = "assistant" if prompt[-1].role != "text" else "text"
+        responses = [[{"role": role, "content": r}] if isinstance(r, str) else r for r in row["responses"]]
+        yield Group(
+            key=prompt_key(prompt), prompt=prompt, responses=tuple(messages_of(r, train=True) for r in responses)
+        )
+
+
+def judge_named(name: str, max_length: int, device: str) -> Judging:
+    """A rule from a Python file, or a reward model."""
+    path, _, function = name.rpartition(":")
+    if path.endswith(".py"):
+        rule = function_of(Path(path), function)
+        return RuleJudge(lambda prompt, response: rule(text_of(prompt), text_of(response)), name)
+    from trueline.models.files import find, load_scalar_model, read_config
+    from trueline.models.scorer import RewardScorer
+
+    folder = model_folder(name)
+    if not read_config(find(folder))[1]:
+        raise ValueError(
+            f"{name} is a language model, not a reward model: train one with trueline reward, or name a FILE.py:FUNCTION"
+        )
+    tokenizer = load_tokenizer(folder)
+
+    def encode(prompt: Messages, responses: tuple[Messages, ...]) -> Row:
+        order = Ranking(tuple(range(1, len(responses) + 1)))
+        row = encode_comparison(Comparison(prompt=prompt, responses=responses, judgement=order), tokenizer, max_length)
+        if row is None:
+            raise ValueError(
+                f"the prompt {text_of(prompt)[:60]!r} does not fit in --max_length {max_length} with its responses"
+            )
+        return row
+
+    scorer = RewardScorer(load_scalar_model(folder, device=device))
+    return ScorerJudge(scorer, lambda prompt, responses: encode(prompt, tuple(responses)), name)
+
+
+def function_of(path: Path, name: str) -> Callable[[str, str], float]:
+    """A function of a Python file. The file is run: it is the user's own, named on the command line."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if not path.is_file() or spec is None or spec.loader is None:
+        raise ValueError(f"{path} is not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    functions = {key: value for key, value in vars(module).items() if inspect.isfunction(value)}
+    if name not in functions:
+        raise ValueError(f"{path} has no function {name!r}; it has {', '.join(sorted(functions)) or 'none'}")
+    return functions[name]
+
+
+def text_of(messages: Messages) -> str:
+    """The contents, one after the other."""
+    return "\n".join(message.content for message in messages)
+
+
+def ranking(group: Group, margin: float, judge: str, source: str) -> Comparison:
+    """All responses, best first; a response within `margin` of the one before it shares its place."""
+    order = sorted(range(len(group)), key=lambda k: -group.scores[k])
+    ranks, place = [], 0
+    for number, k in enumerate(order, 1):
+        tied = number > 1 and group.scores[order[number - 2]] - group.scores[k] <= margin
+        place = place if tied else number
+        ranks.append(place)
+    return Comparison(
+        prompt=group.prompt,
+        responses=tuple(group.responses[k] for k in order),
+        judgement=Ranking(tuple(ranks)),
+        source=source,
+        annotator=judge,
+    )
