@@ -23,7 +23,7 @@ import os, signal, sys
 from trueline.objectives import discover
 from trueline.train import train
 
-verb, model, data, out, kill, options = sys.argv[1:]
+verb, model, data, out, kill, fields, options = sys.argv[1:]
 
 def killer(step, metrics):
     if step >= int(kill) > 0:
@@ -40,24 +40,27 @@ if int(kill) < 0:  # die in the middle of writing the third checkpoint
                 file.truncate(100)
             os.kill(os.getpid(), signal.SIGKILL)
     checkpoint.save_file = part
-train(discover()[verb](), model, data, out=out, sinks=[killer], **eval(options))
+train(discover()[verb](**eval(fields)), model, data, out=out, sinks=[killer], **eval(options))
 """
 OPTIONS: dict[str, Any] = {
     "max_steps": 30, "save_steps": 4, "logging_steps": 3, "eval_steps": 8, "eval_share": 0.2, "learning_rate": 1e-3,
     "per_device_train_batch_size": 4, "max_length": 64,
 }  # fmt: skip
 
+FIELDS: dict[str, dict[str, Any]] = {"sft": {"neftune_noise_alpha": 5.0}}  # noise: the generators matter
+
 
 def command(verb: str, files: Path, out: str, kill: int, options: dict[str, Any]) -> list[str]:
     data = {"pretrain": "text", "sft": "chat"}.get(verb, "pairs")
     paths = [str(files / "model"), str(files / f"{data}.jsonl"), str(files / out)]
-    return [sys.executable, "-c", WORKER, verb, *paths, str(kill), repr(options)]
+    return [sys.executable, "-c", WORKER, verb, *paths, str(kill), repr(FIELDS.get(verb, {})), repr(options)]
 
 
 def straight(verb: str, files: Path, options: dict[str, Any]) -> Path:
     """The uninterrupted run; also what every resumed run calls."""
     data = {"pretrain": "text", "sft": "chat"}.get(verb, "pairs")
-    return train(discover()[verb](), files / "model", files / f"{data}.jsonl", out=files / "straight", **options)
+    objective = discover()[verb](**FIELDS.get(verb, {}))
+    return train(objective, files / "model", files / f"{data}.jsonl", out=files / "straight", **options)
 
 
 def outcome(folder: Path) -> tuple[bytes, bytes, list[dict[str, Any]]]:

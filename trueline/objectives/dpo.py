@@ -37,14 +37,17 @@ from trueline.records import Comparison, Row
 
 
 def sigmoid_loss(h_P: Tensor, beta: float) -> Tensor:
+    """-log sigmoid(beta h), without taking the logarithm of a small number."""
     return softplus(-beta * h_P)
 
 
 def ipo_loss(h_P: Tensor, beta: float) -> Tensor:
+    """Squared distance of h from 1 / (2 beta): a finite margin even where all annotators agree."""
     return (h_P - 1 / (2 * beta)) ** 2
 
 
 def hinge_loss(h_P: Tensor, beta: float) -> Tensor:
+    """Nothing more to gain once beta h exceeds 1."""
     return torch.relu(1 - beta * h_P)
 
 
