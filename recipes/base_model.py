@@ -118,7 +118,7 @@ def train(corpus: Path, out: Path, num_tokens: int, seed: int) -> None:
     )  # fmt: skip
     metrics = [json.loads(line) for line in (out / "model" / "metrics.jsonl").read_text().splitlines()]
     loss = next(m["eval_loss"] for m in reversed(metrics) if "eval_loss" in m)
-    facts = {"tokens": int(len(stream)), "mixture": counts, "steps": steps, "eval_loss": loss, "seed": seed,
+    facts = {"tokens": len(stream), "mixture": counts, "steps": steps, "eval_loss": loss, "seed": seed,
              "bits_per_byte": bits_per_byte(loss, held, tokenizer)}  # fmt: skip
     (out / "facts.json").write_text(json.dumps(facts, indent=1))
     print(facts)
@@ -130,7 +130,11 @@ def export(corpus: Path, out: Path, folder: Path) -> None:
     model = load_model(out / "model", dtype=torch.bfloat16)
     save_model(model, folder)
     load_tokenizer(out / "model").save(folder)
-    curve = [(m["step"], m["loss"]) for line in (out / "model" / "metrics.jsonl").read_text().splitlines() if "loss" in (m := json.loads(line))]
+    curve = [
+        (m["step"], m["loss"])
+        for line in (out / "model" / "metrics.jsonl").read_text().splitlines()
+        if "loss" in (m := json.loads(line))
+    ]
     (folder / "loss.json").write_text(json.dumps(curve))
     (folder / "README.md").write_text(card(json.loads((corpus / "data.json").read_text()), facts, curve))
 
@@ -149,10 +153,12 @@ language: en
 ---
 # Trueline base model
 
-A decoder of 7.9M parameters (Qwen3 layout, 384 wide, 4 layers, vocabulary {VOCAB_SIZE:,}, context {CONTEXT}) that the quickstart starts from.
+A decoder of 7.9M parameters (Qwen3 layout, 384 wide, 4 layers, vocabulary {VOCAB_SIZE:,}, context {CONTEXT})
+that the quickstart starts from.
 It has read Python source code, its documentation, and functions paired with the first paragraph of their docstring. It is no assistant.
 
-Trained on {facts["tokens"]:,} tokens in {facts["steps"]:,} steps of {STEP_WINDOWS} x {CONTEXT}, float32, seed {facts["seed"]}; tokens by kind: {facts["mixture"]}.
+Trained on {facts["tokens"]:,} tokens in {facts["steps"]:,} steps of {STEP_WINDOWS} x {CONTEXT}, float32, seed {facts["seed"]};
+tokens by kind: {facts["mixture"]}.
 Held-out loss {facts["eval_loss"]:.3f} nats per token, **{facts["bits_per_byte"]:.3f} bits per byte**.
 
     python -m recipes.base_model_corpus --packages PACKAGES --out CORPUS

@@ -40,7 +40,9 @@ def run(out: Path, steps: int, seeds: int, tests: int) -> str:
     tokenizer = load_tokenizer(base_model_dir())
     rng = np.random.default_rng(0)
     chosen = tuple(parts.test[i] for i in rng.permutation(len(parts.test))[:tests])
-    bench = Bench(functions=chosen, tokenizer=tokenizer, judge=Pep257Judge(learn_prose(f.summary for f in parts.train)), seed=0)
+    bench = Bench(
+        functions=chosen, tokenizer=tokenizer, judge=Pep257Judge(learn_prose(f.summary for f in parts.train)), seed=0
+    )
     arms = {"filtered": grounded(parts.train), "all": list(parts.train)}
     lines = [
         "| arm | seed | name words spoken of | other function's | recall above chance | judge score |",
@@ -55,11 +57,15 @@ def run(out: Path, steps: int, seeds: int, tests: int) -> str:
                 tokenizer=tokenizer, max_steps=steps, per_device_train_batch_size=ROWS_PER_STEP, max_length=MAX_LENGTH,
                 learning_rate=3e-4, lr_scheduler_type="linear", warmup_ratio=0.05, save_steps=100, seed=seed,
             )  # fmt: skip
-            said = first_texts(bench.draw(load_model(folder), Sampling(temperature=0, max_new_tokens=MAX_SUMMARY_TOKENS)))
+            said = first_texts(
+                bench.draw(load_model(folder), Sampling(temperature=0, max_new_tokens=MAX_SUMMARY_TOKENS))
+            )
             scores[name].append(bench.score(said))
             lines.append(row(name, seed, grounding(chosen, said), scores[name][-1]))
     gain = paired_difference(np.mean(scores["filtered"], axis=0), np.mean(scores["all"], axis=0))
-    lines.append(f"\nfiltered minus all, judge score: {gain.estimate:+.2f} ({gain.low:+.2f} to {gain.high:+.2f}), {tests} functions, {seeds} seeds")
+    lines.append(
+        f"\nfiltered minus all, judge score: {gain.estimate:+.2f} ({gain.low:+.2f} to {gain.high:+.2f}), {tests} functions, {seeds} seeds"
+    )
     return "\n".join(lines)
 
 
@@ -68,10 +74,15 @@ def row(name: str, seed: int, found: Grounding, scores_N: np.ndarray) -> str:
     low, high = found.name_share_interval
     below, above = found.recall_difference_interval
     mean = bootstrap_mean(scores_N)
-    return (
-        f"| {name} | {seed} | {100 * found.name_share:.1f}% ({100 * low:.1f} to {100 * high:.1f}) | {100 * found.name_share_other:.1f}% | "
-        f"{100 * found.recall_difference:+.1f} points ({100 * below:+.1f} to {100 * above:+.1f}) | {mean.estimate:.2f} ({mean.low:.2f} to {mean.high:.2f}) |"
-    )
+    cells = [
+        name,
+        str(seed),
+        f"{100 * found.name_share:.1f}% ({100 * low:.1f} to {100 * high:.1f})",
+        f"{100 * found.name_share_other:.1f}%",
+        f"{100 * found.recall_difference:+.1f} points ({100 * below:+.1f} to {100 * above:+.1f})",
+        f"{mean.estimate:.2f} ({mean.low:.2f} to {mean.high:.2f})",
+    ]
+    return f"| {' | '.join(cells)} |"
 
 
 def main() -> None:

@@ -27,7 +27,10 @@ def test_kept_plan_wins_over_a_new_probe(tmp_path):
     assert load_or_make(path, 13.0, 0, False, plan(sft_steps=7)) == first
 
 
-@pytest.mark.parametrize(("minutes", "seed", "scratch", "field"), [(5.0, 0, False, "minutes"), (13.0, 1, False, "seed"), (13.0, 0, True, "from_scratch")])
+@pytest.mark.parametrize(
+    ("minutes", "seed", "scratch", "field"),
+    [(5.0, 0, False, "minutes"), (13.0, 1, False, "seed"), (13.0, 0, True, "from_scratch")],
+)
 def test_another_command_is_refused_by_field(tmp_path, minutes, seed, scratch, field):
     path = tmp_path / "plan.json"
     load_or_make(path, 13.0, 0, False, plan())

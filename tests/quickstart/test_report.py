@@ -13,8 +13,10 @@ from trueline.quickstart.report import headline, page
 def model(score: float, **more: object) -> dict[str, object]:
     spread = {"mean": 0.5, "interval": [0.4, 0.6]}
     return {
-        "judge": {"mean": score, "interval": [score - 0.1, score + 0.1]}, "grounding": 0.5, "grounding_other": 0.02, "recall": 0.1,
-        "recall_difference": {"mean": 0.05, "interval": [0.02, 0.08]}, "words": 8.0, "wins_against_sft": spread, "wins_against_human": spread,
+        "judge": {"mean": score, "interval": [score - 0.1, score + 0.1]}, "grounding": 0.5, "grounding_other": 0.02, 
+        "recall": 0.1,
+        "recall_difference": {"mean": 0.05, "interval": [0.02, 0.08]}, "words": 8.0,
+        "wins_against_sft": spread, "wins_against_human": spread,
     } | more  # fmt: skip
 
 
@@ -38,7 +40,8 @@ def results() -> dict[str, object]:
             "reliability": [{"confidence": 0.6, "accuracy": 0.62, "count": 90}, {"confidence": 0.8, "accuracy": 0.79, "count": 110}],
         },
         "examples": [
-            {"signature": "f(<script>)", "package": "p", "prompt": "name: f", "summaries": {"human": ["Do <b>it</b>.", 5.0], "dpo": ["Do it.", 6.0]}}
+            {"signature": "f(<script>)", "package": "p", "prompt": "name: f", 
+             "summaries": {"human": ["Do <b>it</b>.", 5.0], "dpo": ["Do it.", 6.0]}}
         ],
         "gaming": [{"attempt": "generic", "text": "Return the value.", "score": 1.3}],
         "stages": [{"name": "SFT", "detail": "10 steps", "seconds": 12.0}],

@@ -60,14 +60,22 @@ class Objective(Protocol):
 
     verb: ClassVar[str]
     """The command-line verb: "sft", "dpo", ..."""
-    record: ClassVar[type[Record]]
-    """The record it trains on: Document, Conversation, Comparison or Rating."""
+
+    @property
+    def record(self) -> type[Record]:
+        """The record it trains on: Document, Conversation, Comparison or Rating. A class variable, like all above `annotate`."""
+        ...
+
     head: ClassVar[str]
     """The output head it trains: "tokens" (language model) or "scalar" (sequence score)."""
     needs: ClassVar[tuple[str, ...]]
     """Fields of the Crew that must be there: ("reference",), ... `train` makes a reference from the starting model."""
-    defaults: ClassVar[Mapping[str, Any]]
-    """Training options whose usual value for this method differs from TrainConfig's, by their flat names."""
+
+    @property
+    def defaults(self) -> Mapping[str, Any]:
+        """Training options whose usual value for this method differs from TrainConfig's, by their flat names."""
+        ...
+
     citation: ClassVar[str]
     """Authors, title, address: for the model card."""
 

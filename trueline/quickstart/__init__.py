@@ -1,6 +1,6 @@
 """The main job, end to end, on data that any machine has: teach a small model to document Python functions.
 
-    main(minutes=13, out=Path("quickstart"))      what `trueline quickstart` runs
+main(minutes=13, out=Path("quickstart"))      what `trueline quickstart` runs
 """
 
 from __future__ import annotations

@@ -26,7 +26,17 @@ from trueline.quickstart.plan import LEAST, ROWS_PER_STEP, Plan, load_or_make, m
 from trueline.quickstart.report import TITLES, write_report
 from trueline.quickstart.scratch import train_base
 from trueline.quickstart.splits import TEST_PACKAGES
-from trueline.quickstart.stages import Clock, Data, collect, compare, conversations, prefer, prompt_of, reward_model, supervise
+from trueline.quickstart.stages import (
+    Clock,
+    Data,
+    collect,
+    compare,
+    conversations,
+    prefer,
+    prompt_of,
+    reward_model,
+    supervise,
+)
 from trueline.store import write_atomic
 from trueline.tokens import Tokenizer, load_tokenizer
 from trueline.tokens.encode import encode_conversation, encode_prompt
@@ -53,16 +63,23 @@ def run(minutes: float, out: Path, from_scratch: bool, seed: int) -> Path:
             base = train_base(data.sft, out / "base", plan.base_steps, seed)
         tokenizer = load_tokenizer(base)
     sft, reward, dpo, preferences = (out / name for name in ("sft", "reward", "dpo", "preferences.jsonl"))
-    with clock.stage("SFT", f"{plan.sft_steps:,} steps of {ROWS_PER_STEP['sft']} functions and what people wrote under them"):
+    with clock.stage(
+        "SFT", f"{plan.sft_steps:,} steps of {ROWS_PER_STEP['sft']} functions and what people wrote under them"
+    ):
         supervise(base, data, tokenizer, plan, sft)
-    with clock.stage("Preferences", f"four sampled summaries for each of {plan.preference_prompts:,} functions, ranked by a noisy annotator"):
+    with clock.stage(
+        "Preferences",
+        f"four sampled summaries for each of {plan.preference_prompts:,} functions, ranked by a noisy annotator",
+    ):
         if not preferences.exists():
             compare(sft, data, tokenizer, plan, preferences)
     with clock.stage("Reward model", f"{plan.reward_steps:,} steps of {ROWS_PER_STEP['reward']} rankings"):
         reward_model(sft, preferences, plan, reward)
     with clock.stage("DPO", f"{plan.dpo_steps:,} steps of {ROWS_PER_STEP['dpo']} rankings"):
         prefer(sft, preferences, plan, dpo)
-    with clock.stage("Evaluation", f"{plan.test_prompts:,} functions of packages that no model has seen, best of {BEST_OF}"):
+    with clock.stage(
+        "Evaluation", f"{plan.test_prompts:,} functions of packages that no model has seen, best of {BEST_OF}"
+    ):
         found = out / "measured.json"
         if not found.exists():
             bench = Bench(functions=data.test[: plan.test_prompts], tokenizer=tokenizer, judge=data.judge, seed=seed)
@@ -84,13 +101,17 @@ def start_model(data: Data, minutes: float, out: Path, from_scratch: bool, seed:
     return probe, load_tokenizer(probe)
 
 
-def settle(minutes: float, seed: int, from_scratch: bool, used: float, data: Data, base: Path, tokenizer: Tokenizer, out: Path) -> Plan:
+def settle(
+    minutes: float, seed: int, from_scratch: bool, used: float, data: Data, base: Path, tokenizer: Tokenizer, out: Path
+) -> Plan:
     """The kept plan, or one made from a probe of this machine."""
     path, made = out / "plan.json", None
     if not path.exists():
         encoded = [encode_conversation(c, tokenizer, 512) for c in conversations(data.sft[:64], tokenizer)]
         prompts = [encode_prompt(prompt_of(f, tokenizer), tokenizer) for f in data.preference[:48]]
-        made = make_plan(minutes, seed, from_scratch, used, load_model(base), tokenizer, [row for row in encoded if row], prompts)
+        made = make_plan(
+            minutes, seed, from_scratch, used, load_model(base), tokenizer, [row for row in encoded if row], prompts
+        )
     return load_or_make(path, minutes, seed, from_scratch, made)
 
 
@@ -107,11 +128,19 @@ def say_plan(plan: Plan, console: Console) -> None:
         f"this machine trains {plan.training_tokens_per_second:,.0f} tokens/s and samples {plan.responses_per_second:,.0f} summaries/s: "
         f"{plan.sft_steps:,} SFT, {plan.reward_steps:,} reward and {plan.dpo_steps:,} DPO steps (kept in plan.json)"
     )
-    short = [s for s, n in (("sft", plan.sft_steps), ("reward", plan.reward_steps), ("dpo", plan.dpo_steps)) if n <= 2 * LEAST[s]]
+    short = [
+        s
+        for s, n in (("sft", plan.sft_steps), ("reward", plan.reward_steps), ("dpo", plan.dpo_steps))
+        if n <= 2 * LEAST[s]
+    ]
     if short:
-        console.print(f"[yellow]{plan.minutes:g} minutes are little: {', '.join(short)} will hardly learn; expect no clear winner[/]")
+        console.print(
+            f"[yellow]{plan.minutes:g} minutes are little: {', '.join(short)} will hardly learn; expect no clear winner[/]"
+        )
     if plan.from_scratch:
-        console.print("[yellow]from scratch: expect fluent English about the wrong function; the shipped base model read far more[/]")
+        console.print(
+            "[yellow]from scratch: expect fluent English about the wrong function; the shipped base model read far more[/]"
+        )
 
 
 def context(data: Data, plan: Plan, clock: Clock, out: Path) -> dict[str, Any]:
@@ -119,7 +148,10 @@ def context(data: Data, plan: Plan, clock: Clock, out: Path) -> dict[str, Any]:
     packages = [f"{p['name']} {p['version']}" for p in data.found.packages if p["functions"]]
     return {
         "seed": plan.seed,
-        "notes": [f"{plan.minutes:g} minutes planned" + (", tokenizer and base model from scratch" if plan.from_scratch else "")],
+        "notes": [
+            f"{plan.minutes:g} minutes planned"
+            + (", tokenizer and base model from scratch" if plan.from_scratch else "")
+        ],
         "stages": clock.stages,
         "curves": {name: curve(out / name / "metrics.jsonl", metric) for name, metric in CURVES.items()},
         "settings": asdict(plan)
@@ -148,17 +180,30 @@ def curve(path: Path, metric: str) -> dict[str, Any]:
 def conclude(results: dict[str, Any], out: Path, console: Console) -> None:
     """The table, and where to go from here."""
     table = Table(title=f"{results['num_test']:,} held-out functions")
-    for heading in ("", "judge score", "wins against SFT", "wins against human", "KL from SFT", "name words", "other's", "words"):
+    for heading in (
+        "",
+        "judge score",
+        "wins against SFT",
+        "wins against human",
+        "KL from SFT",
+        "name words",
+        "other's",
+        "words",
+    ):
         table.add_column(heading, justify="left" if not heading else "right")
     for name, m in results["models"].items():
         low, high = m["judge"]["interval"]
-        wins = [f"{100 * m[key]['mean']:.0f}%" if key in m else "" for key in ("wins_against_sft", "wins_against_human")]
+        wins = [
+            f"{100 * m[key]['mean']:.0f}%" if key in m else "" for key in ("wins_against_sft", "wins_against_human")
+        ]
         kl = f"{m['kl']['mean']:.2f}" if "kl" in m else ""
         table.add_row(TITLES[name], f"{m['judge']['mean']:.2f} ± {(high - low) / 2:.2f}", *wins, kl, f"{100 * m['grounding']:.0f}%",
                       f"{100 * m['grounding_other']:.0f}%", f"{m['words']:.1f}")  # fmt: skip
     console.print(table)
     gain = results["models"]["dpo"]["gain_over_sft"]
-    console.print(f"DPO over SFT: {gain['mean']:+.2f} judge points (95% interval {gain['interval'][0]:+.2f} to {gain['interval'][1]:+.2f})")
+    console.print(
+        f"DPO over SFT: {gain['mean']:+.2f} judge points (95% interval {gain['interval'][0]:+.2f} to {gain['interval'][1]:+.2f})"
+    )
     console.print(f"\nReport: [bold]{out / 'report.html'}[/]\nNext, on your own data:")
     for command in results["next_commands"]:
         console.print(f"  {command}", soft_wrap=True)

@@ -18,7 +18,7 @@ import numpy as np
 
 from trueline.align.annotator import preference
 from trueline.align.best_of_n import curve
-from trueline.align.group import Group, judged, sample_row, scored
+from trueline.align.group import Group, sample_row, scored
 from trueline.align.rollouts import rollouts
 from trueline.evals.calibration import pair_calibration
 from trueline.evals.interval import bootstrap_mean, normal_mean, paired_difference
@@ -56,7 +56,12 @@ class Bench:
         engine = Engine(model, self.tokenizer, max_batch=256)
         prompts = [prompt_of(f, self.tokenizer) for f in self.functions]
         return rollouts(
-            prompts, engine, self.judge, sampling, encode=lambda prompt: encode_prompt(prompt, self.tokenizer), decode=engine.text
+            prompts,
+            engine,
+            self.judge,
+            sampling,
+            encode=lambda prompt: encode_prompt(prompt, self.tokenizer),
+            decode=engine.text,
         )
 
     def score(self, summaries: Sequence[str]) -> np.ndarray:
@@ -89,7 +94,9 @@ def measure(bench: Bench, sft: Path, reward: Path, dpo: Path) -> dict[str, Any]:
     models["sft"]["kl"] = {"mean": 0.0, "se": 0.0}
     models["dpo"]["kl"] = {"mean": kl.estimate, "se": kl.se}
     models["dpo"]["gain_over_sft"] = spread(paired_difference(scores["dpo"], scores["sft"], seed=bench.seed))
-    models["best-of-n"]["gain_over_sft"] = spread(paired_difference(scores["best-of-n"], scores["sft"], seed=bench.seed))
+    models["best-of-n"]["gain_over_sft"] = spread(
+        paired_difference(scores["best-of-n"], scores["sft"], seed=bench.seed)
+    )
     return {
         "num_test": len(bench.functions),
         "best_of": BEST_OF,
@@ -114,7 +121,9 @@ def spread(interval: Interval) -> dict[str, Any]:
     return {"mean": interval.estimate, "interval": [interval.low, interval.high]}
 
 
-def describe(bench: Bench, said: Sequence[str], scores_N: np.ndarray, all_scores: Mapping[str, np.ndarray]) -> dict[str, Any]:
+def describe(
+    bench: Bench, said: Sequence[str], scores_N: np.ndarray, all_scores: Mapping[str, np.ndarray]
+) -> dict[str, Any]:
     """One row of the table."""
     grounded = grounding(bench.functions, said, seed=bench.seed)
     row: dict[str, Any] = {
@@ -124,7 +133,10 @@ def describe(bench: Bench, said: Sequence[str], scores_N: np.ndarray, all_scores
         "grounding_other": grounded.name_share_other,
         "recall": grounded.recall,
         "recall_other": grounded.recall_other,
-        "recall_difference": {"mean": grounded.recall_difference, "interval": list(grounded.recall_difference_interval)},
+        "recall_difference": {
+            "mean": grounded.recall_difference,
+            "interval": list(grounded.recall_difference_interval),
+        },
         "words": float(np.mean([len(text.split()) for text in said])),
         "distinct": len(set(said)) / len(said),
     }
@@ -142,15 +154,21 @@ def policy_kl(groups: Sequence[Group], reference: Decoder) -> Interval:
     return sequence_kl(policy_logps, reference_logps, [group.key for group in groups for _ in group.samples])
 
 
-def frontier(sampled: Sequence[Group], rated: Sequence[Group], dpo_sampled: Sequence[Group], kl: Interval) -> list[dict[str, Any]]:
+def frontier(
+    sampled: Sequence[Group], rated: Sequence[Group], dpo_sampled: Sequence[Group], kl: Interval
+) -> list[dict[str, Any]]:
     """Points of the reward-KL plane; best-of-n's KL is the bound log n - (n-1)/n, its score the unbiased estimate."""
     points = []
     for n, bound, values_P in curve(rated, [1, 2, 4, BEST_OF], [group.scores for group in sampled]):
         mean = normal_mean(values_P)
         label, model = ("SFT", "sft") if n == 1 else (f"best of {n}", "best-of-n")
-        points.append({"label": label, "model": model, "kl": bound, "kl_se": 0.0, "score": mean.estimate, "score_se": mean.se})
+        points.append(
+            {"label": label, "model": model, "kl": bound, "kl_se": 0.0, "score": mean.estimate, "score_se": mean.se}
+        )
     mean = normal_mean(group_means(dpo_sampled))
-    points.append({"label": "DPO", "model": "dpo", "kl": kl.estimate, "kl_se": kl.se, "score": mean.estimate, "score_se": mean.se})
+    points.append(
+        {"label": "DPO", "model": "dpo", "kl": kl.estimate, "kl_se": kl.se, "score": mean.estimate, "score_se": mean.se}
+    )
     return points
 
 
@@ -168,7 +186,11 @@ def reward_quality(sampled: Sequence[Group], rated: Sequence[Group], seed: int) 
         if better != 0:
             clean.append(float(gap * better > 0))
     found = pair_calibration(gaps, bins=10, seed=seed)
-    bins = [{"confidence": b.confidence, "accuracy": b.accuracy, "count": b.count} for b in found.reliability.bins if b.count]
+    bins = [
+        {"confidence": b.confidence, "accuracy": b.accuracy, "count": b.count}
+        for b in found.reliability.bins
+        if b.count
+    ]
     return {
         "accuracy": found.accuracy.estimate,
         "accuracy_interval": [found.accuracy.low, found.accuracy.high],
@@ -181,7 +203,9 @@ def reward_quality(sampled: Sequence[Group], rated: Sequence[Group], seed: int) 
     }
 
 
-def examples(bench: Bench, texts: Mapping[str, Sequence[str]], scores: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
+def examples(
+    bench: Bench, texts: Mapping[str, Sequence[str]], scores: Mapping[str, np.ndarray]
+) -> list[dict[str, Any]]:
     """Functions drawn by seed, with what everybody says of them."""
     rng = np.random.default_rng([bench.seed, 20])
     chosen = rng.permutation(len(bench.functions))[:EXAMPLES]
@@ -203,7 +227,10 @@ def gaming(bench: Bench) -> list[dict[str, Any]]:
     fits = [len(split_name(f.name)) >= 2 and len(f.arguments) >= 1 for f in bench.functions]
     best = int(np.argmax(np.where(fits, human, -1)))
     function = bench.functions[best]
-    name, arguments = " ".join(split_name(function.name)), " ".join(w for a in function.arguments for w in split_name(a))
+    name, arguments = (
+        " ".join(split_name(function.name)),
+        " ".join(w for a in function.arguments for w in split_name(a)),
+    )
     attempts = {
         "the human docstring": function.summary,
         "the name as a sentence, twice": f"{name.capitalize()} {name}.",
@@ -211,6 +238,7 @@ def gaming(bench: Bench) -> list[dict[str, Any]]:
         "generic": "Return the value.",
         "the signature restated": f"{function.name}({', '.join(function.arguments)}).",
         "keywords in a row": f"Return {name} {arguments} {' '.join(c.split('.')[-1] for c in function.calls[:4])}.",
+        "its words in a sentence that is not true": f"{name.capitalize()} to the end of the {arguments}.",
         "fluent, about something else": "Return the number of bytes that the socket has received.",
     }
     prompt = prompt_of(function, bench.tokenizer)

@@ -62,7 +62,9 @@ def load_or_make(path: Path, minutes: float, seed: int, from_scratch: bool, make
         plan = Plan(**json.loads(path.read_text()))
         for name, value in (("minutes", minutes), ("seed", seed), ("from_scratch", from_scratch)):
             if getattr(plan, name) != value:
-                raise ValueError(f"{path.parent} was begun with {name} = {getattr(plan, name)}, not {value}: give that, or another --out")
+                raise ValueError(
+                    f"{path.parent} was begun with {name} = {getattr(plan, name)}, not {value}: give that, or another --out"
+                )
         return plan
     assert make is not None
     write_atomic(path, json.dumps(asdict(make), indent=1))

@@ -31,7 +31,11 @@ def page(results: Mapping[str, Any]) -> str:
     plots = [
         ("Judge score on held-out functions", score_plot(results), "Mean and 95% interval over prompts."),
         ("Reward against distance", frontier_plot(results), "Each point is a policy: KL from SFT and judge score."),
-        ("Is the reward model honest?", calibration_plot(results), "Share of pairs it gets right, by its own confidence."),
+        (
+            "Is the reward model honest?",
+            calibration_plot(results),
+            "Share of pairs it gets right, by its own confidence.",
+        ),
         ("Training", curves_plot(results), "Smoothed over the run."),
     ]
     figures = "\n".join(
@@ -99,8 +103,8 @@ def legend(results: Mapping[str, Any]) -> str:
     return (
         "Judge score: the PEP 257 rule, 0 to 10. Wins count ties as half; intervals are 95%. KL in nats per response, on sampled "
         "responses. Name words: share of the function's name that its summary speaks of; beside it the same against another "
-        "function's name. Recall: content words of the human docstring that occur in neither name nor arguments; above chance: minus the same "
-        "against other functions' docstrings. "
+        "function's name. Recall: content words of the human docstring that occur in neither name nor arguments; above "
+        "chance: minus the same against other functions' docstrings. "
         f"Reward model: {percent(rm['accuracy'])} of {rm['num_pairs']:,} held-out noisy choices, "
         f"{percent(rm['accuracy_clean'])} of the judge's own order, calibration error {rm['ece']:.3f}."
     )
@@ -139,13 +143,15 @@ def stage_table(results: Mapping[str, Any]) -> str:
         f"<tr><td>{html.escape(s['name'])}</td><td>{html.escape(s['detail'])}</td><td>{s['seconds']:.0f} s</td></tr>"
         for s in results["stages"]
     )
-    total = sum(s["seconds"] for s in results["stages"])
-    return f'<table><tr><th>Stage</th><th>What</th><th>Time</th></tr>{rows}<tr><th>Total</th><td></td><th>{total / 60:.1f} min</th></tr></table>'
+    total = sum(s["seconds"] for s in results["stages"]) / 60
+    head = "<tr><th>Stage</th><th>What</th><th>Time</th></tr>"
+    return f"<table>{head}{rows}<tr><th>Total</th><td></td><th>{total:.1f} min</th></tr></table>"
 
 
 def settings(results: Mapping[str, Any]) -> str:
     rows = "".join(
-        f"<tr><td>{html.escape(str(key))}</td><td>{html.escape(str(value))}</td></tr>" for key, value in results["settings"].items()
+        f"<tr><td>{html.escape(str(key))}</td><td>{html.escape(str(value))}</td></tr>"
+        for key, value in results["settings"].items()
     )
     return f"<table>{rows}</table>"
 
@@ -168,8 +174,17 @@ def frontier_plot(results: Mapping[str, Any]) -> str:
     figure, axes = new_figure()
     for point in results["frontier"]:
         colour = COLOURS[point["model"]]
-        axes.errorbar(point["kl"], point["score"], xerr=1.96 * point["kl_se"], yerr=1.96 * point["score_se"], color=colour, fmt="o")
-        axes.annotate(point["label"], (point["kl"], point["score"]), xytext=(7, -11), textcoords="offset points", color=INK)
+        axes.errorbar(
+            point["kl"],
+            point["score"],
+            xerr=1.96 * point["kl_se"],
+            yerr=1.96 * point["score_se"],
+            color=colour,
+            fmt="o",
+        )
+        axes.annotate(
+            point["label"], (point["kl"], point["score"]), xytext=(7, -11), textcoords="offset points", color=INK
+        )
     axes.margins(0.18)
     axes.set_xlabel("KL from SFT (nats per response)")
     axes.set_ylabel("judge score")
@@ -182,7 +197,9 @@ def calibration_plot(results: Mapping[str, Any]) -> str:
     axes.plot([0.5, 1], [0.5, 1], color=INK, lw=0.8, ls="--")
     largest = max((b["count"] for b in bins), default=1)
     axes.scatter(
-        [b["confidence"] for b in bins], [b["accuracy"] for b in bins], s=[15 + 160 * b["count"] / largest for b in bins],
+        [b["confidence"] for b in bins],
+        [b["accuracy"] for b in bins],
+        s=[15 + 160 * b["count"] / largest for b in bins],
         color="#8d6cc4",
     )
     axes.set_xlabel("confidence of the reward model")
@@ -257,17 +274,23 @@ def rate(value: Mapping[str, Any] | None) -> str:
 STYLE = """
 :root{color-scheme:light dark;--bg:#fdfdfc;--fg:#1d2127;--soft:#5c6470;--line:#dfe2e6;--card:#f5f6f7}
 @media(prefers-color-scheme:dark){:root{--bg:#14171b;--fg:#e7e9ec;--soft:#9aa3af;--line:#2d333b;--card:#1b2026}}
-*{box-sizing:border-box}body{margin:0;background:var(--bg);color:var(--fg);font:16px/1.55 system-ui,-apple-system,"Segoe UI",sans-serif}
-main{max-width:1080px;margin:0 auto;padding:2.2rem 1.2rem 4rem}h1{margin:0 0 .4rem;font-size:2rem}h2{margin:2.6rem 0 .8rem}
+*{box-sizing:border-box}
+body{margin:0;background:var(--bg);color:var(--fg);font:16px/1.55 system-ui,-apple-system,"Segoe UI",sans-serif}
+main{max-width:1080px;margin:0 auto;padding:2.2rem 1.2rem 4rem}h1{margin:0 0 .4rem;font-size:2rem}
+h2{margin:2.6rem 0 .8rem}
 h3{font-size:1rem;margin:0 0 .3rem;font-weight:600;overflow-wrap:anywhere}h3 small{color:var(--soft);font-weight:400}
 .lead{font-size:1.2rem;margin:.2rem 0}.note,small,summary{color:var(--soft)}.note{font-size:.92rem}
-table{border-collapse:collapse;width:100%;font-size:.92rem}th,td{text-align:left;padding:.42rem .6rem;border-bottom:1px solid var(--line);vertical-align:top}
-th{font-weight:600;color:var(--soft);font-size:.82rem}.numbers td:not(:first-child){font-variant-numeric:tabular-nums;white-space:nowrap}
+table{border-collapse:collapse;width:100%;font-size:.92rem}
+th,td{text-align:left;padding:.42rem .6rem;border-bottom:1px solid var(--line);vertical-align:top}
+th{font-weight:600;color:var(--soft);font-size:.82rem}
+.numbers td:not(:first-child){font-variant-numeric:tabular-nums;white-space:nowrap}
 .scroll{overflow-x:auto}.dot{display:inline-block;width:.7em;height:.7em;border-radius:50%;margin-right:.5em}
 .plots{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(440px,100%),1fr));gap:1rem;margin-top:1.4rem}
-figure{margin:0;background:var(--card);border:1px solid var(--line);border-radius:10px;padding:.9rem}figure svg{width:100%;height:auto;margin-top:.4rem}
+figure{margin:0;background:var(--card);border:1px solid var(--line);border-radius:10px;padding:.9rem}
+figure svg{width:100%;height:auto;margin-top:.4rem}
 .example{background:var(--card);border:1px solid var(--line);border-radius:10px;padding:.9rem;margin:.8rem 0}
-.example td:first-child{white-space:nowrap;width:11rem}.example td:last-child{width:4rem;text-align:right;font-variant-numeric:tabular-nums}
+.example td:first-child{white-space:nowrap;width:11rem}
+.example td:last-child{width:4rem;text-align:right;font-variant-numeric:tabular-nums}
 .example tr:last-child td{border-bottom:0}pre{white-space:pre-wrap;font-size:.85rem;overflow-wrap:anywhere}
 code{font:.92em ui-monospace,Menlo,Consolas,monospace}details{margin:.4rem 0}
 """

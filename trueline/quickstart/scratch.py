@@ -75,7 +75,9 @@ def window_rows(stream: np.ndarray, context: int) -> list[Row]:
 def train_base(functions: Sequence[Function], out: Path, steps: int, seed: int) -> Path:
     """Tokenizer and a 3M-parameter model in `out`; resumes. Expect fluent English about the wrong function."""
     rng = random.Random(seed)
-    texts = [text for f in grounded(functions) for text in (pair_text(f, rng.choice(BODY_TOKENS)), rng.choice(name_rows(f)))]
+    texts = [
+        text for f in grounded(functions) for text in (pair_text(f, rng.choice(BODY_TOKENS)), rng.choice(name_rows(f)))
+    ]
     rng.shuffle(texts)
     folder = out.with_name("tokenizer")
     if not (folder / "tokenizer.json").exists():
@@ -86,5 +88,6 @@ def train_base(functions: Sequence[Function], out: Path, steps: int, seed: int) 
     model = new_model(DecoderConfig.from_hf(shape(256, 3, 2048)), seed)
     return train(
         NextToken(), model, rows, out=out, tokenizer=tokenizer, max_steps=steps, per_device_train_batch_size=per_step, max_length=context,
-        learning_rate=2e-3, weight_decay=0.1, adam_beta2=0.95, warmup_ratio=0.05, min_lr_ratio=0.05, save_steps=100, logging_steps=5, seed=seed,
+        learning_rate=2e-3, weight_decay=0.1, adam_beta2=0.95, warmup_ratio=0.05, min_lr_ratio=0.05,
+        save_steps=100, logging_steps=5, seed=seed,
     )  # fmt: skip

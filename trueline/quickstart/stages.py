@@ -114,7 +114,8 @@ def prompt_of(function: Function, tokenizer: Tokenizer) -> Messages:
 def conversations(functions: Sequence[Function], tokenizer: Tokenizer) -> list[Conversation]:
     """Prompt and human summary."""
     return [
-        Conversation(messages=(*prompt_of(f, tokenizer), Message(role="assistant", content=f.summary)), source=f.path) for f in functions
+        Conversation(messages=(*prompt_of(f, tokenizer), Message(role="assistant", content=f.summary)), source=f.path)
+        for f in functions
     ]
 
 
