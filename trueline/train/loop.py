@@ -15,7 +15,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -62,22 +63,23 @@ def run_loop(
         while not state.ended and (rows := next(rounds, None)) is not None:
             start = state.step
             for step in objective.steps(objective.annotate(rows, crew), budget):
+                with explain_memory(budget):
+                    sums = backward(objective, model, step, crew, config.bf16)
+                sums["grad_norm"] = (clip(model, config.optim.max_grad_norm), 1.0)
+                refuse_nonfinite(sums, step, state.step + 1, run.folder)
                 rate = learning_rate(config.optim, state.step, state.warmup_steps, state.total_steps)
-                sums, tokens = train_step(
-                    objective, model, optimizer, step, crew, config, rate, run.folder, state.step + 1
-                )
+                for group in optimizer.param_groups:
+                    group["lr"] = rate
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+                tokens = sum(batch.layout.num_tokens for batch in step)
                 state.advance(sums, tokens)
                 bar.update(state.step, loss=sums["loss"][0], tokens=tokens)
                 if state.step % config.logging_steps == 0 or state.step == state.total_steps:
                     now = (time.monotonic(), state.num_tokens)
                     speed, logged = (now[1] - logged[1]) / max(now[0] - logged[0], 1e-9), now
-                    position = {
-                        "learning_rate": rate,
-                        "epoch": feed.epoch,
-                        "num_tokens": now[1],
-                        "tokens_per_second": speed,
-                    }
-                    run.log(state.step, state.take_means() | position)
+                    place = {"learning_rate": rate, "epoch": feed.epoch, "num_tokens": now[1]}
+                    run.log(state.step, state.take_means() | place | {"tokens_per_second": speed})
             crew.refresh(model, f"step-{state.step}")
 
             evals, passed = config.evals, (start, state.step)
@@ -105,28 +107,6 @@ def run_loop(
                 run.event(f"stopped by {stopping[0].name} {where}; the same command goes on")
                 raise SystemExit(128 + stopping[0].value)
     return state
-
-
-def train_step(
-    objective: Objective, model: nn.Module, optimizer: torch.optim.Optimizer, step: list[Batch], crew: Crew, config: TrainConfig,
-    rate: float, folder: Path, number: int,
-) -> tuple[Sums, int]:  # fmt: skip
-    """One optimizer step; its sums by metric, and its tokens."""
-    try:
-        sums = backward(objective, model, step, crew, config.bf16)
-    except torch.OutOfMemoryError as error:
-        now = config.max_tokens_per_batch
-        raise ValueError(f"out of memory in step {number}: lower max_tokens_per_batch (now {now})") from error
-    limit = config.optim.max_grad_norm if config.optim.max_grad_norm > 0 else math.inf
-    norm, loss = float(torch.nn.utils.clip_grad_norm_(model.parameters(), limit)), sums["loss"][0]
-    if not (math.isfinite(loss) and math.isfinite(norm)):
-        kept = keep_rows(folder / f"nonfinite-step-{number}.json", [row for batch in step for row in batch.rows])
-        raise ValueError(f"step {number} has loss {loss} and gradient norm {norm}: not taken; its rows are in {kept}")
-    for group in optimizer.param_groups:
-        group["lr"] = rate
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    return {**sums, "grad_norm": (norm, 1.0)}, sum(batch.layout.num_tokens for batch in step)
 
 
 def backward(
@@ -160,3 +140,26 @@ def backward(
 def crossed(every: int, before: int, after: int) -> bool:
     """Whether a multiple of `every` lies in (before, after]; 0 is never."""
     return every > 0 and after // every > before // every
+
+
+def clip(model: nn.Module, limit: float) -> float:
+    """Scale the gradient down to the limit (0: no limit); its norm before."""
+    return float(torch.nn.utils.clip_grad_norm_(model.parameters(), limit if limit > 0 else math.inf))
+
+
+def refuse_nonfinite(sums: Sums, step: Sequence[Batch], number: int, folder: Path) -> None:
+    """Stop before a step that would ruin the weights, and keep its rows."""
+    loss, norm = sums["loss"][0], sums["grad_norm"][0]
+    if not (math.isfinite(loss) and math.isfinite(norm)):
+        path = folder / f"nonfinite-step-{number}.json"
+        keep_rows(path, [row for batch in step for row in batch.rows])
+        raise ValueError(f"step {number} has loss {loss} and gradient norm {norm}: not taken; its rows are in {path}")
+
+
+@contextmanager
+def explain_memory(budget: Budget) -> Iterator[None]:
+    """Say what to do when the device's memory does not suffice."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise ValueError(f"out of memory: lower max_tokens_per_batch (now {budget.tokens}) or max_length") from error
