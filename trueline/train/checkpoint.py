@@ -47,12 +47,8 @@ def save_checkpoint(
     """Write folder/checkpoint-N; after a crash at any moment it is there whole, or not at all."""
     target = folder / f"checkpoint-{state.step}"
     temporary = folder / f".checkpoint-{state.step}.tmp"
-    for stale in (
-        temporary,
-        target,
-    ):  # a target that is there was found incomplete, or this process would not write it again
-        if stale.exists():
-            shutil.rmtree(stale)
+    for stale in [*folder.glob(".checkpoint-*.tmp"), *folder.glob(target.name)]:  # what a killed process left
+        shutil.rmtree(stale)
     temporary.mkdir(parents=True)
     write_model(model, temporary)
     save_file(optimizer_tensors(model, optimizer), temporary / "optimizer.safetensors")
@@ -89,7 +85,10 @@ def is_complete(path: Path) -> bool:
     marker = path / MARKER
     if not marker.is_file():
         return False
-    files = json.loads(marker.read_text(encoding="utf-8"))
+    try:
+        files = json.loads(marker.read_text(encoding="utf-8"))
+    except json.JSONDecodeError:
+        return False
     sizes = all((path / name).is_file() and (path / name).stat().st_size == one["size"] for name, one in files.items())
     return sizes and all(file_fingerprint(path / name) == one["sha256"] for name, one in files.items())
 
