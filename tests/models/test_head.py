@@ -73,7 +73,12 @@ def test_scorers(tiny: Any, sequences: Any, tmp_path: Path) -> None:
         rows.append(Row(ids=ids, scored=tuple(np.arange(len(x)) >= 12 for x in ids)))
     expected = [
         [
-            float(model.logits(torch.from_numpy(x).long()).detach().log_softmax(-1)[np.arange(11, len(x) - 1), x[12:]].sum())
+            float(
+                model.logits(torch.from_numpy(x).long())
+                .detach()
+                .log_softmax(-1)[np.arange(11, len(x) - 1), x[12:]]
+                .sum()
+            )
             for x in row.ids
         ]
         for row in rows

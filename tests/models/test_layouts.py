@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from trueline.models.attention import Layout, common_prefix, tree_tokens
+from trueline.models.attention import Layout, _attend_generic, attend, common_prefix, tree_tokens
 from trueline.models.config import DecoderConfig
 from trueline.models.decoder import Decoder
 from trueline.models.files import new_model
@@ -104,6 +104,20 @@ def test_trees_of_real_shapes_equal_one_by_one(tiny: Any, sequences: Any, length
     layout = Layout.tree(rows)
     assert layout.num_tokens == 185 + 3 * sum(lengths)
     check(tiny(), rows, layout)
+
+
+def test_public_attention_equals_kernels(sequences: Any) -> None:
+    """The formulation that every device has, and the CPU's kernels: outputs and gradients."""
+    trunk, *branches = sequences(4, [20, 7, 7, 12])
+    layout = Layout.tree([row_of([np.concatenate((trunk, b)) for b in branches])])
+    torch.manual_seed(0)
+    results = []
+    tensors = [torch.randn(layout.num_tokens, heads, 8, requires_grad=True) for heads in (6, 2, 2)]
+    for function in (_attend_generic, attend):
+        out = function(*tensors, layout)
+        results.append((out, *torch.autograd.grad(out.sin().sum(), tensors)))
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=0)
 
 
 def test_tree_bookkeeping_by_hand() -> None:

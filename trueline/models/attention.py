@@ -81,50 +81,69 @@ def attend(
     return _attend_generic(q_THE, k_TGE, v_TGE, layout)
 
 
+def _grouped(x_TXE: Tensor, groups: int) -> Tensor:
+    """[T, heads, E] -> [T, G, heads of a group, E], a view."""
+    return x_TXE.unflatten(1, (groups, -1))
+
+
 class _Attend(torch.autograd.Function):
     """Attention piece by piece with the CPU's flash kernels, straight from the stream: nothing is gathered or padded.
 
     A query that belongs to two pieces (its own branch, and its prompt) gets both outputs merged by their log-sum-exps.
     The gradient needs no more than the merged output and log-sum-exp: softmax over the union is exp(score - merged),
     whatever piece a key is in, so each piece's backward kernel is handed the merged ones.
+
+    Query heads that share a key head form a group, and its key head is repeated without a copy (stride 0): the kernels
+    of torch before 2.13 read past the end when they are given fewer key heads than query heads.
     """
 
     @staticmethod
     def forward(ctx: Any, q_THE: Tensor, k_TGE: Tensor, v_TGE: Tensor, pieces: tuple[Piece, ...]) -> Tensor:
-        out_THE = torch.empty_like(q_THE)
-        lse_TH = q_THE.new_empty(q_THE.shape[:2], dtype=torch.float32)
+        kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+        groups = 1 if q_THE.shape[1] == k_TGE.shape[1] else k_TGE.shape[1]
+        out_THE, lse_TH = (
+            torch.empty_like(q_THE),
+            q_THE.new_empty(q_THE.shape[:2], dtype=torch.promote_types(q_THE.dtype, torch.float32)),
+        )
+        queries = [_grouped(x, groups) for x in (q_THE, out_THE, lse_TH[..., None])]
+        keys = [_grouped(x, groups) for x in (k_TGE, v_TGE)]
         for piece in pieces:
-            q, k, v = piece.queries(q_THE), piece.keys(k_TGE), piece.keys(v_TGE)
-            part, part_lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, piece.causal)
-            out, lse = piece.queries(out_THE), piece.queries(lse_TH[..., None]).squeeze(-1)
-            if piece.causal:  # every token is a query of exactly one causal piece, which comes before the others
-                out.copy_(part)
-                lse.copy_(part_lse)
-            else:
-                merged = torch.logaddexp(lse, part_lse)
-                out.mul_((lse - merged).exp_()[..., None]).add_(part.mul_((part_lse - merged).exp_()[..., None]))
-                lse.copy_(merged)
+            for q, out, lse1, k, v in zip(*map(piece.queries, queries), *map(piece.keys, keys), strict=True):
+                lse, shape = lse1.squeeze(-1), (-1, q.shape[1], -1, -1)
+                part, part_lse = kernel(q, k.expand(shape), v.expand(shape), 0.0, piece.causal)
+                if piece.causal:  # every token is a query of exactly one causal piece, which comes before the others
+                    out.copy_(part)
+                    lse.copy_(part_lse)
+                else:
+                    merged = torch.logaddexp(lse, part_lse)
+                    out.mul_((lse - merged).exp_()[..., None])
+                    out.add_(part.mul_((part_lse - merged).exp_()[..., None]))
+                    lse.copy_(merged)
         ctx.save_for_backward(q_THE, k_TGE, v_TGE, out_THE, lse_TH)
-        ctx.pieces = pieces
+        ctx.pieces, ctx.groups = pieces, groups
         return out_THE
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_THE: Tensor) -> tuple[Tensor | None, ...]:
+        kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
         q_THE, k_TGE, v_TGE, out_THE, lse_TH = ctx.saved_tensors
-        grads = torch.empty_like(q_THE), torch.empty_like(k_TGE), torch.empty_like(v_TGE)
+        sums = torch.empty_like(q_THE), torch.empty_like(k_TGE), torch.empty_like(v_TGE)
+        queries = [_grouped(x, ctx.groups) for x in (grad_THE, q_THE, out_THE, lse_TH[..., None], sums[0])]
+        keys = [_grouped(x, ctx.groups) for x in (k_TGE, v_TGE, sums[1], sums[2])]
         for piece in ctx.pieces:
-            q, k, v, out = piece.queries(q_THE), piece.keys(k_TGE), piece.keys(v_TGE), piece.queries(out_THE)
-            lse = piece.queries(lse_TH[..., None]).squeeze(-1)
-            parts = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
-                piece.queries(grad_THE), q, k, v, out, lse, 0.0, piece.causal
-            )
-            for grad, part, pick in zip(grads, parts, (piece.queries, piece.keys, piece.keys), strict=True):
-                if piece.causal:
-                    pick(grad).copy_(part)
-                else:
-                    pick(grad).add_(part)
-        return *grads, None
+            views = zip(*map(piece.queries, queries), *map(piece.keys, keys), strict=True)
+            for grad, q, out, lse1, sum_q, k, v, sum_k, sum_v in views:
+                shape = (-1, q.shape[1], -1, -1)
+                parts = kernel(grad, q, k.expand(shape), v.expand(shape), out, lse1.squeeze(-1), 0.0, piece.causal)
+                for total, part in zip((sum_q, sum_k, sum_v), parts, strict=True):
+                    if total.shape != part.shape:  # all queries of a group reach its one key head
+                        part = part.sum(1, keepdim=True)
+                    if piece.causal:
+                        total.copy_(part)
+                    else:
+                        total.add_(part)
+        return *sums, None
 
 
 def _attend_generic(q_THE: Tensor, k_TGE: Tensor, v_TGE: Tensor, layout: Layout) -> Tensor:

@@ -8,7 +8,7 @@ A Layout is a flat stream of T tokens cut into spans; a span attends causally to
 Positions restart with every sequence, and `predicted_by_N` says which output predicts each scored token: nobody
 shifts by one.
 
-Legend: T tokens, N scored tokens, S sequences, X heads, E width of a head.
+Legend: T tokens, N scored tokens, S sequences, G groups of heads, X heads of a group, E width of a head.
 
 Left out: sliding windows, bidirectional and cross attention, and nesting deeper than prefix and branches (a row whose
 branches share more among themselves computes that part once per branch; results are the same).
@@ -48,15 +48,19 @@ class Piece(NamedTuple):
     key_length: int
     blocks: int = 1
 
-    def queries(self, x_TXE: Tensor) -> Tensor:
-        """The view [blocks, X, length, E] of the stream."""
-        return self._view(x_TXE, self.query_start, self.query_length)
+    def queries(self, x_TGXE: Tensor) -> list[Tensor]:
+        """Views [batch, X, length, E] of the stream, X the heads of one group: one view, or one per group."""
+        return self._views(x_TGXE, self.query_start, self.query_length)
 
-    def keys(self, x_TXE: Tensor) -> Tensor:
-        return self._view(x_TXE, self.key_start, self.key_length)
+    def keys(self, x_TGXE: Tensor) -> list[Tensor]:
+        """The same for the keys of each view of `queries`."""
+        return self._views(x_TGXE, self.key_start, self.key_length)
 
-    def _view(self, x_TXE: Tensor, start: int, length: int) -> Tensor:
-        return x_TXE[start : start + self.blocks * length].unflatten(0, (self.blocks, length)).transpose(1, 2)
+    def _views(self, x_TGXE: Tensor, start: int, length: int) -> list[Tensor]:
+        part = x_TGXE[start : start + self.blocks * length]
+        if self.blocks == 1:
+            return [part.permute(1, 2, 0, 3)]
+        return [x.unflatten(0, (self.blocks, length)).transpose(1, 2) for x in part.unbind(1)]
 
 
 @dataclass(frozen=True, kw_only=True)
