@@ -101,17 +101,19 @@ def test_other_methods_after_kill_9(verb: str, files: Path) -> None:
 def test_killed_at_random_times(files: Path) -> None:
     options = OPTIONS | {"max_steps": 400, "save_steps": 7}
     expected = outcome(straight("pretrain", files, options))
-    kills = 0
-    for _ in range(20):
+    events, kills, code = files / "killed" / "events.jsonl", 0, 1
+    while code != 0:
+        said = events.stat().st_size if events.exists() else 0
         process = subprocess.Popen(command("pretrain", files, "killed", 0, options), stderr=subprocess.DEVNULL)
+        while kills < 5 and process.poll() is None and (not events.exists() or events.stat().st_size == said):
+            time.sleep(0.01)  # until it says that it starts
         if kills < 5:
-            while process.poll() is None and not (files / "killed" / "run.json").exists():
-                time.sleep(0.01)
-            time.sleep(3 + random.random())
+            time.sleep(random.uniform(0.05, 1.0))
             process.kill()
-        kills += process.wait() == -signal.SIGKILL
-        if process.returncode == 0:
-            break
+        code = process.wait()
+        kills += code == -signal.SIGKILL
+        assert code in (0, -signal.SIGKILL)
+    assert kills >= 2
     assert outcome(files / "killed") == expected
 
 
