@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import socket
 from collections.abc import Callable
 from pathlib import Path
 
@@ -101,7 +102,9 @@ def test_generate_and_sample_and_judge(trueline: Trueline, tiny: Path, pairs: Pa
     assert trueline("reward", "--model", tiny, "--data", judged, "--out", reward, "--max_steps", 2)[0] == 0
     code, said, _ = trueline("eval", "--model", reward, "--data", judged, "--out", tmp_path / "eval.json")
     assert code == 0 and "accuracy" in said and "calibration" in said
-    assert json.loads((tmp_path / "eval.json").read_text(encoding="utf-8"))["pairs"] == sum(bool(line["rejected"]) for line in lines(judged))
+    assert json.loads((tmp_path / "eval.json").read_text(encoding="utf-8"))["pairs"] == sum(
+        bool(line["rejected"]) for line in lines(judged)
+    )
 
     again = tmp_path / "again.parquet"
     code, said, _ = trueline("judge", "--data", drawn, "--judge", reward, "--out", again, "--format", "trueline")
@@ -161,3 +164,20 @@ def test_python_in_under_ten_lines(tiny: Path, pairs: Path, tmp_path: Path) -> N
     aligned = trueline.load_model(folder)
     assert len(trueline.Engine(aligned, tokenizer).generate(["Say hello."], max_new_tokens=4)) == 1
     assert not model.logits(__import__("torch").tensor([1, 2])).isnan().any()
+
+
+def test_training_opens_no_connection(
+    trueline: Trueline, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run on local files, from reading to the saved model, without a single connection."""
+
+    def refuse(*words: object) -> None:
+        raise AssertionError(f"a connection was opened: {words}")
+
+    for name in ("connect", "connect_ex"):
+        monkeypatch.setattr(socket.socket, name, refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"prompt": "a", "completion": "b"}\n' * 4, encoding="utf-8")
+    words = ("sft", "--model", tiny, "--data", rows, "--out", tmp_path / "out", "--max_steps", 1)
+    assert trueline(*words)[0] == 0

