@@ -35,6 +35,8 @@ from trueline.store import write_atomic
 
 @dataclass(frozen=True, kw_only=True)
 class CorpusConfig:
+    """Where to look, and how much of one distribution to take."""
+
     packages: Path
     """Folder of `pip install --target`."""
     out: Path

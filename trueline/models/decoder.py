@@ -22,6 +22,8 @@ from trueline.models.rope import rope
 
 
 class Norm(nn.Module):
+    """RMSNorm, computed in float32."""
+
     def __init__(self, width: int, eps: float) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(width))
@@ -39,6 +41,8 @@ def rotate(x_TXE: Tensor, cos_TR: Tensor, sin_TR: Tensor) -> Tensor:
 
 
 class Attention(nn.Module):
+    """Grouped-query attention with rotary positions; QK-norm and biases where the family has them."""
+
     def __init__(self, config: DecoderConfig, layer: int) -> None:
         super().__init__()
         D, E = config.hidden_size, config.head_dim
@@ -79,6 +83,8 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
+    """SwiGLU."""
+
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
         D, F = config.hidden_size, config.intermediate_size
@@ -91,6 +97,8 @@ class MLP(nn.Module):
 
 
 class Layer(nn.Module):
+    """Attention, then MLP: each behind a norm, each added to the stream."""
+
     def __init__(self, config: DecoderConfig, layer: int) -> None:
         super().__init__()
         self.self_attn = Attention(config, layer)

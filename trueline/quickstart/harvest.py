@@ -367,7 +367,7 @@ def save_functions(functions: Iterable[Function], path: Path) -> None:
 
 def load_functions(path: Path) -> list[Function]:
     """Functions of a file that `save_functions` wrote."""
-    return [_function(json.loads(line)) for line in path.read_text().splitlines()]
+    return [_function(json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def _function(fields: dict[str, object]) -> Function:
@@ -382,7 +382,7 @@ def _save(result: Harvest, path: Path) -> None:
 
 
 def _load(path: Path) -> Harvest:
-    head_line, *lines = path.read_text().splitlines()
+    head_line, *lines = path.read_text(encoding="utf-8").splitlines()
     head = json.loads(head_line)
     return Harvest(
         functions=tuple(_function(json.loads(line)) for line in lines),

@@ -84,7 +84,7 @@ def run(minutes: float, out: Path, from_scratch: bool, seed: int) -> Path:
         if not found.exists():
             bench = Bench(functions=data.test[: plan.test_prompts], tokenizer=tokenizer, judge=data.judge, seed=seed)
             write_atomic(found, json.dumps(measure(bench, sft, reward, dpo), indent=1))
-    results = json.loads(found.read_text()) | context(data, plan, clock, out)
+    results = json.loads(found.read_text(encoding="utf-8")) | context(data, plan, clock, out)
     write_atomic(out / "results.json", json.dumps(results, indent=1))
     write_report(results, out / "report.html")
     conclude(results, out, console)
@@ -124,6 +124,7 @@ def say_data(data: Data, console: Console) -> None:
 
 
 def say_plan(plan: Plan, console: Console) -> None:
+    """Print how fast this machine is, and the steps that follow from it."""
     console.print(
         f"this machine trains {plan.training_tokens_per_second:,.0f} tokens/s and samples {plan.responses_per_second:,.0f} summaries/s: "
         f"{plan.sft_steps:,} SFT, {plan.reward_steps:,} reward and {plan.dpo_steps:,} DPO steps (kept in plan.json)"
@@ -172,7 +173,7 @@ def context(data: Data, plan: Plan, clock: Clock, out: Path) -> dict[str, Any]:
 
 def curve(path: Path, metric: str) -> dict[str, Any]:
     """Steps and values of one logged metric."""
-    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     rows = [row for row in rows if metric in row]
     return {"metric": metric, "steps": [row["step"] for row in rows], "values": [row[metric] for row in rows]}
 

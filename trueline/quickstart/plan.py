@@ -59,7 +59,7 @@ class Plan:
 def load_or_make(path: Path, minutes: float, seed: int, from_scratch: bool, make: Plan | None) -> Plan:
     """The plan kept at `path`, when it answers the same command; else `make`, which is written there."""
     if path.exists():
-        plan = Plan(**json.loads(path.read_text()))
+        plan = Plan(**json.loads(path.read_text(encoding="utf-8")))
         for name, value in (("minutes", minutes), ("seed", seed), ("from_scratch", from_scratch)):
             if getattr(plan, name) != value:
                 raise ValueError(

@@ -77,6 +77,7 @@ def quality_note(results: Mapping[str, Any]) -> str:
 
 
 def summary_table(results: Mapping[str, Any]) -> str:
+    """One row per model, one column per figure."""
     head = (
         "<tr><th>Model</th><th>Judge score</th><th>Wins against SFT</th><th>Wins against human</th><th>KL from SFT</th>"
         "<th>Name words spoken of</th><th>same, other function</th><th>Recall of unseen words, above chance</th><th>Words</th></tr>"
@@ -99,6 +100,7 @@ def summary_table(results: Mapping[str, Any]) -> str:
 
 
 def legend(results: Mapping[str, Any]) -> str:
+    """What the columns mean, and the reward model in one sentence."""
     rm = results["reward_model"]
     return (
         "Judge score: the PEP 257 rule, 0 to 10. Wins count ties as half; intervals are 95%. KL in nats per response, on sampled "
@@ -111,6 +113,7 @@ def legend(results: Mapping[str, Any]) -> str:
 
 
 def gaming_table(results: Mapping[str, Any]) -> str:
+    """Texts that try to please the rule, and what it gives them."""
     rows = "".join(
         f"<tr><td>{html.escape(g['attempt'])}</td><td><q>{html.escape(g['text'])}</q></td><td>{g['score']:.2f}</td></tr>"
         for g in results["gaming"]
@@ -123,6 +126,7 @@ def gaming_table(results: Mapping[str, Any]) -> str:
 
 
 def examples(results: Mapping[str, Any]) -> str:
+    """Prompts with the summaries of all models side by side."""
     blocks = []
     for example in results["examples"]:
         rows = "".join(
@@ -157,6 +161,7 @@ def settings(results: Mapping[str, Any]) -> str:
 
 
 def score_plot(results: Mapping[str, Any]) -> str:
+    """The judge's score of every model, with its interval."""
     figure, axes = new_figure()
     for place, (name, m) in enumerate(results["models"].items()):
         low, high = m["judge"]["interval"]
@@ -171,6 +176,7 @@ def score_plot(results: Mapping[str, Any]) -> str:
 
 
 def frontier_plot(results: Mapping[str, Any]) -> str:
+    """Judge score against distance from the tuned model."""
     figure, axes = new_figure()
     for point in results["frontier"]:
         colour = COLOURS[point["model"]]
@@ -192,6 +198,7 @@ def frontier_plot(results: Mapping[str, Any]) -> str:
 
 
 def calibration_plot(results: Mapping[str, Any]) -> str:
+    """Confidence of the reward model against how often it is right."""
     figure, axes = new_figure()
     bins = [b for b in results["reward_model"]["reliability"] if b["count"] > 0]
     axes.plot([0.5, 1], [0.5, 1], color=INK, lw=0.8, ls="--")
@@ -209,6 +216,7 @@ def calibration_plot(results: Mapping[str, Any]) -> str:
 
 
 def curves_plot(results: Mapping[str, Any]) -> str:
+    """A curve per training stage."""
     curves = {name: c for name, c in results["curves"].items() if len(c["values"]) > 1}
     figure, grid = new_figure(columns=max(1, len(curves)))
     all_axes = grid if len(curves) > 1 else [grid]
@@ -226,6 +234,7 @@ def smooth(values: Sequence[float]) -> list[float]:
 
 
 def new_figure(columns: int = 1) -> tuple[Any, Any]:
+    """Empty axes in the style of the page."""
     import matplotlib
 
     matplotlib.use("svg")
@@ -240,6 +249,7 @@ def new_figure(columns: int = 1) -> tuple[Any, Any]:
 
 
 def to_svg(figure: Any) -> str:
+    """The figure as inline SVG that takes the colour of the page."""
     import matplotlib
     from matplotlib import pyplot
 

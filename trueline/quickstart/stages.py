@@ -66,7 +66,7 @@ class Clock:
 
     def __init__(self, out: Path, console: Console) -> None:
         self.path, self.console = out / "stages.json", console
-        self.stages: list[dict[str, str | float]] = json.loads(self.path.read_text()) if self.path.exists() else []
+        self.stages: list[dict[str, str | float]] = json.loads(self.path.read_text(encoding="utf-8")) if self.path.exists() else []
 
     @contextmanager
     def stage(self, name: str, detail: str) -> Iterator[None]:
