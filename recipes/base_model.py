@@ -16,7 +16,8 @@ import argparse
 import json
 import math
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -24,11 +25,14 @@ import torch
 
 import trueline
 from trueline.models.config import DecoderConfig
+from trueline.models.decoder import Decoder
 from trueline.models.files import load_model, new_model, save_model
+from trueline.models.scorer import PolicyScorer
 from trueline.objectives.next_token import NextToken
-from trueline.quickstart.corpus_rows import name_rows
-from trueline.quickstart.harvest import load_functions
+from trueline.quickstart.corpus_rows import code_pieces, name_rows
+from trueline.quickstart.harvest import Function, load_functions, read_source, save_functions
 from trueline.quickstart.scratch import BODY_TOKENS, grounded, pair_text, shape, window_rows
+from trueline.quickstart.sources import distributions, own_dependencies, standard_library
 from trueline.quickstart.splits import TEST_PACKAGES
 from trueline.records import Row
 from trueline.tokens import Tokenizer, load_tokenizer, train_tokenizer
@@ -40,16 +44,52 @@ VOCAB_SIZE = 4096
 SHAPE = shape(384, 4, VOCAB_SIZE)
 """7.9M parameters, 15.7 MB in two bytes each."""
 
-MIXTURE = {"pair": 0.50, "name": 0.08, "docs": 0.21, "code": 0.21}
-"""Share of the tokens by kind."""
-
 STEP_WINDOWS = 8
 
 
-def texts(corpus: Path, kind: str, rng: random.Random) -> Iterator[str]:
+@dataclass(frozen=True, kw_only=True)
+class Phase:
+    """One stretch of training, with a mixture and a schedule of its own."""
+
+    name: str
+    share: float
+    """Of all tokens."""
+    mixture: Mapping[str, float]
+    """Share of the phase's tokens by kind."""
+    body_tokens: tuple[int, ...]
+    """A pair shows one of these amounts of its body, drawn at random."""
+    learning_rate: float
+    schedule: str
+
+
+PHASES = (
+    Phase(
+        name="broad",
+        share=0.45,
+        mixture={"pair": 0.50, "name": 0.08, "docs": 0.21, "code": 0.21},
+        body_tokens=BODY_TOKENS,
+        learning_rate=1.5e-3,
+        schedule="constant",
+    ),
+    Phase(
+        name="pairs",
+        share=0.55,
+        mixture={"pair": 0.70, "name": 0.10, "docs": 0.10, "code": 0.10},
+        body_tokens=(0, 0, 24, 48),
+        learning_rate=1.2e-3,
+        schedule="cosine",
+    ),
+)
+"""First the language of code and its documentation, then mostly functions and what people say of them, shown with little body so that
+the words of names count."""
+
+
+def texts(corpus: Path, kind: str, body_tokens: Sequence[int], rng: random.Random) -> Iterator[str]:
     """Endless texts of one kind, in an order drawn anew in every pass."""
     if kind in ("docs", "code"):
-        documents = [json.loads(line)["text"] for line in (corpus / f"{kind}.jsonl").read_text().splitlines()]
+        documents = [
+            json.loads(line)["text"] for line in (corpus / f"{kind}.jsonl").read_text(encoding="utf-8").splitlines()
+        ]
         while True:
             rng.shuffle(documents)
             yield from documents
@@ -57,18 +97,18 @@ def texts(corpus: Path, kind: str, rng: random.Random) -> Iterator[str]:
     while True:
         rng.shuffle(functions)
         for function in functions:
-            yield pair_text(function, rng.choice(BODY_TOKENS)) if kind == "pair" else rng.choice(name_rows(function))
+            yield pair_text(function, rng.choice(body_tokens)) if kind == "pair" else rng.choice(name_rows(function))
 
 
 def tokenizer_of(corpus: Path, out: Path, seed: int) -> Tokenizer:
-    """Trained once on 24M characters of the mixture, then read back."""
+    """Trained once on 24M characters of the first phase's mixture, then read back."""
     folder = out / "tokenizer"
     if not (folder / "tokenizer.json").exists():
         rng = random.Random(seed)
         sample: list[str] = []
-        for kind, share in MIXTURE.items():
+        for kind, share in PHASES[0].mixture.items():
             size = 0
-            for text in texts(corpus, kind, rng):
+            for text in texts(corpus, kind, PHASES[0].body_tokens, rng):
                 sample.append(text)
                 size += len(text)
                 if size > 24e6 * share:
@@ -77,66 +117,88 @@ def tokenizer_of(corpus: Path, out: Path, seed: int) -> Tokenizer:
     return load_tokenizer(folder)
 
 
-def token_stream(corpus: Path, tokenizer: Tokenizer, num_tokens: int, seed: int) -> tuple[np.ndarray, dict[str, int]]:
-    """About `num_tokens` ids of whole documents in mixed order, and how many of each kind."""
-    rng = random.Random(seed + 1)
+def token_stream(corpus: Path, tokenizer: Tokenizer, phase: Phase, num_tokens: int, seed: int) -> np.ndarray:
+    """About `num_tokens` ids of whole documents in mixed order."""
+    rng = random.Random(seed)
     documents: list[np.ndarray] = []
-    counts = {}
-    for kind, share in MIXTURE.items():
-        source, size = texts(corpus, kind, rng), 0
+    for kind, share in phase.mixture.items():
+        source, size = texts(corpus, kind, phase.body_tokens, rng), 0
         while size < share * num_tokens:
             for ids in documents_ids([next(source) for _ in range(256)], tokenizer):
                 documents.append(ids)
                 size += len(ids)
-        counts[kind] = size
     rng.shuffle(documents)
-    return flatten(documents), counts
+    return flatten(documents)
 
 
-def bits_per_byte(loss: float, rows: Sequence[Row], tokenizer: Tokenizer) -> float:
-    """The loss in nats per token, told per byte of the text it stands for."""
-    num_tokens = sum(len(row.ids[0]) - 1 for row in rows)
-    num_bytes = sum(len(tokenizer.decode(row.ids[0][1:]).encode()) for row in rows)
-    return loss * num_tokens / num_bytes / math.log(2)
+def train_phase(
+    corpus: Path,
+    out: Path,
+    phase: Phase,
+    start: Path | Decoder,
+    tokenizer: Tokenizer,
+    num_tokens: int,
+    seed: int,
+    steps: int = 0,
+) -> Path:
+    """One phase from a folder or a fresh model; resumes. `steps` above 0 cuts it short."""
+    rows = window_rows(token_stream(corpus, tokenizer, phase, num_tokens, seed), CONTEXT)
+    return trueline.train(
+        NextToken(), start, rows, out=out, tokenizer=tokenizer, max_steps=steps or max(1, len(rows) // STEP_WINDOWS),
+        per_device_train_batch_size=STEP_WINDOWS, max_length=CONTEXT, learning_rate=phase.learning_rate, weight_decay=0.1, adam_beta2=0.95,
+        warmup_steps=100, lr_scheduler_type=phase.schedule, min_lr_ratio=0.03,
+        save_steps=125, save_total_limit=2, logging_steps=5, seed=seed,
+    )  # fmt: skip
 
 
-def train(corpus: Path, out: Path, num_tokens: int, seed: int) -> None:
-    """The whole run; resumes where it was."""
+def train(corpus: Path, out: Path, num_tokens: int, seed: int, steps: int = 0) -> Path:
+    """All phases; resumes where it was."""
     out.mkdir(parents=True, exist_ok=True)
     tokenizer = tokenizer_of(corpus, out, seed)
-    stream, counts = token_stream(corpus, tokenizer, num_tokens, seed)
-    rows = window_rows(stream, CONTEXT)
-    held, rows = rows[:128], rows[128:]
-    steps = len(rows) // STEP_WINDOWS
-    print(f"{len(stream):,} tokens {counts}, {steps} steps", flush=True)
-    model = new_model(DecoderConfig.from_hf(SHAPE), seed)
-    trueline.train(
-        NextToken(), model, rows, out=out / "model", tokenizer=tokenizer, eval_rows=held,
-        max_steps=steps, per_device_train_batch_size=STEP_WINDOWS, max_length=CONTEXT, learning_rate=1.5e-3, weight_decay=0.1,
-        adam_beta2=0.95, warmup_steps=100, lr_scheduler_type="cosine", min_lr_ratio=0.03, eval_steps=250, save_steps=125,
-        save_total_limit=2, logging_steps=5, seed=seed,
-    )  # fmt: skip
-    metrics = [json.loads(line) for line in (out / "model" / "metrics.jsonl").read_text().splitlines()]
-    loss = next(m["eval_loss"] for m in reversed(metrics) if "eval_loss" in m)
-    facts = {"tokens": len(stream), "mixture": counts, "steps": steps, "eval_loss": loss, "seed": seed,
-             "bits_per_byte": bits_per_byte(loss, held, tokenizer)}  # fmt: skip
-    (out / "facts.json").write_text(json.dumps(facts, indent=1))
+    model: Path | Decoder = new_model(DecoderConfig.from_hf(SHAPE), seed)
+    for number, phase in enumerate(PHASES, 1):
+        model = train_phase(
+            corpus, out / phase.name, phase, model, tokenizer, int(phase.share * num_tokens), seed + number
+        )
+    assert isinstance(model, Path)
+    return model
+
+
+def held_out_bits_per_byte(model: Decoder, tokenizer: Tokenizer, pieces: int = 200) -> float:
+    """On source code of the quickstart's test packages, which the base model never reads; whole pieces cut at the context."""
+    installed, _ = distributions(own_dependencies())
+    packages = [p for p in (*standard_library(), *installed) if p.name in TEST_PACKAGES]
+    texts = [d.text for p in packages for path in p.files for d in code_pieces(read_source(path) or "", path.name)]
+    chosen = np.random.default_rng(0).permutation(len(texts))[:pieces]
+    nats = num_bytes = 0.0
+    for i in chosen:
+        ids = documents_ids([texts[i]], tokenizer)[0][:CONTEXT]
+        scored = np.arange(len(ids)) > 0
+        nats -= float(PolicyScorer(model).score([Row(ids=(ids,), scored=(scored,))])[0][0])
+        num_bytes += len(tokenizer.decode(ids[1:]).encode())
+    return nats / num_bytes / math.log(2)
+
+
+def export(corpus: Path, run: Path, history: Sequence[Path], folder: Path) -> None:
+    """The model of `run` in bfloat16, its tokenizer, and a card that says where it comes from; `history` are the phases' folders."""
+    save_model(load_model(run, dtype=torch.bfloat16), folder)
+    tokenizer = load_tokenizer(run)
+    tokenizer.save(folder)
+    curve: list[tuple[int, float]] = []
+    before = 0
+    for phase in history:
+        metrics = [json.loads(line) for line in (phase / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+        curve += [(before + m["step"], round(m["loss"], 4)) for m in metrics if "loss" in m]
+        before = curve[-1][0]
+    facts = {
+        "bits_per_byte": held_out_bits_per_byte(load_model(folder), tokenizer),
+        "steps": before,
+        "tokens": before * STEP_WINDOWS * CONTEXT,
+    }
+    (folder / "README.md").write_text(
+        card(json.loads((corpus / "data.json").read_text(encoding="utf-8")), facts, curve), encoding="utf-8"
+    )
     print(facts)
-
-
-def export(corpus: Path, out: Path, folder: Path) -> None:
-    """The finished model in bfloat16, its tokenizer, and a card that says where it comes from."""
-    facts = json.loads((out / "facts.json").read_text())
-    model = load_model(out / "model", dtype=torch.bfloat16)
-    save_model(model, folder)
-    load_tokenizer(out / "model").save(folder)
-    curve = [
-        (m["step"], m["loss"])
-        for line in (out / "model" / "metrics.jsonl").read_text().splitlines()
-        if "loss" in (m := json.loads(line))
-    ]
-    (folder / "loss.json").write_text(json.dumps(curve))
-    (folder / "README.md").write_text(card(json.loads((corpus / "data.json").read_text()), facts, curve))
 
 
 def card(data: dict[str, object], facts: dict[str, object], curve: Sequence[tuple[int, float]]) -> str:
@@ -144,7 +206,12 @@ def card(data: dict[str, object], facts: dict[str, object], curve: Sequence[tupl
     packages = data["packages"]
     assert isinstance(packages, list)
     rows = "\n".join(f"| {p['distribution']} {p['version']} | {p['licence']} | {p['pairs']:,} |" for p in packages)
-    milestones = "\n".join(f"| {step} | {loss:.3f} |" for step, loss in curve[:: max(1, len(curve) // 12)])
+    milestones = "\n".join(f"| {step} | {loss:.3f} |" for step, loss in curve[:: max(1, len(curve) // 16)])
+    phases = "\n".join(
+        f"- {p.name}: learning rate {p.learning_rate:g}, {p.schedule}; shares of tokens "
+        + ", ".join(f"{kind} {share:.2f}" for kind, share in p.mixture.items())
+        for p in PHASES
+    )
     return f"""---
 license: apache-2.0
 library_name: trueline
@@ -154,12 +221,14 @@ language: en
 # Trueline base model
 
 A decoder of 7.9M parameters (Qwen3 layout, 384 wide, 4 layers, vocabulary {VOCAB_SIZE:,}, context {CONTEXT})
-that the quickstart starts from.
-It has read Python source code, its documentation, and functions paired with the first paragraph of their docstring. It is no assistant.
+that the quickstart starts from. It has read Python source code, its documentation, and functions paired with the first
+paragraph of their docstring. It is no assistant.
 
-Trained on {facts["tokens"]:,} tokens in {facts["steps"]:,} steps of {STEP_WINDOWS} x {CONTEXT}, float32, seed {facts["seed"]};
-tokens by kind: {facts["mixture"]}.
-Held-out loss {facts["eval_loss"]:.3f} nats per token, **{facts["bits_per_byte"]:.3f} bits per byte**.
+Trained on {facts["tokens"]:,} tokens in {facts["steps"]:,} steps of {STEP_WINDOWS} x {CONTEXT}, float32, seed 0, AdamW, in phases:
+
+{phases}
+
+**{facts["bits_per_byte"]:.3f} bits per byte** on source code of the held-out packages.
 
     python -m recipes.base_model_corpus --packages PACKAGES --out CORPUS
     python -m recipes.base_model --corpus CORPUS --out RUN --tokens {facts["tokens"]}
@@ -169,7 +238,8 @@ Held-out loss {facts["eval_loss"]:.3f} nats per token, **{facts["bits_per_byte"]
 |---|---|
 {milestones}
 
-The packages {", ".join(TEST_PACKAGES)} are the quickstart's test set: neither they nor copies of their functions are in the data.
+The packages {", ".join(TEST_PACKAGES)} are the quickstart's test set: neither they nor copies of
+their functions are in the data.
 
 | package | licence | functions |
 |---|---|---|
@@ -177,7 +247,26 @@ The packages {", ".join(TEST_PACKAGES)} are the quickstart's test set: neither t
 """
 
 
+def rehearse(folder: Path) -> None:
+    """Two steps of each phase on a corpus of a few functions."""
+    corpus = folder / "corpus"
+    corpus.mkdir()
+    body = "total = sum(values)\nreturn total / len(values)"
+    functions = [
+        Function(
+            name=f"mean_of_{n}", arguments=("values",), calls=("sum",), body=body, summary=f"Return the mean of {n}."
+        )
+        for n in range(40)
+    ]
+    save_functions(functions, corpus / "pairs.jsonl")
+    for kind in ("docs", "code"):
+        lines = [json.dumps({"text": f"Compute the mean number {n} of all values. " * 8}) for n in range(40)]
+        (corpus / f"{kind}.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    train(corpus, folder / "run", 20_000, seed=0, steps=2)
+
+
 def main() -> None:
+    """Read the options; train, or export what was trained."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--corpus", type=Path, required=True, help="folder written by recipes/base_model_corpus.py")
     parser.add_argument("--out", type=Path, required=True, help="run folder")
@@ -186,7 +275,8 @@ def main() -> None:
     parser.add_argument("--export", type=Path, help="write the finished model to this folder instead of training")
     args = parser.parse_args()
     if args.export:
-        export(args.corpus, args.out, args.export)
+        folders = [args.out / phase.name for phase in PHASES]
+        export(args.corpus, folders[-1], folders, args.export)
     else:
         train(args.corpus, args.out, int(args.tokens), args.seed)
 

@@ -163,5 +163,13 @@ def read_distribution(
     return own, functions, texts, dropped
 
 
+def rehearse(folder: Path) -> None:
+    """The whole build, with one small package and a few texts per distribution."""
+    package = folder / "packages" / "tiny"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text('def add(a, b):\n    """Return the sum of two numbers."""\n    return a + b\n', encoding="utf-8")
+    build(CorpusConfig(packages=folder / "packages", out=folder / "corpus", max_code_chars=2000, max_docs_chars=2000, max_pairs=20))
+
+
 if __name__ == "__main__":
     print(json.dumps(build(tyro.cli(CorpusConfig))["totals"], indent=1))

@@ -85,6 +85,11 @@ def row(name: str, seed: int, found: Grounding, scores_N: np.ndarray) -> str:
     return f"| {' | '.join(cells)} |"
 
 
+def rehearse(folder: Path) -> None:
+    """Two steps of each arm."""
+    assert "| all | 0 |" in run(folder, steps=2, seeds=1, tests=8)
+
+
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
