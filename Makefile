@@ -34,7 +34,7 @@ soak: .venv/ready  ## the slow tests, and the fast ones as an older processor wo
 
 lint: .venv/ready  ## ruff, and the import rules of the house
 	$(BIN)/ruff check .
-	$(BIN)/lint-imports
+	$(BIN)/lint-imports --no-logo
 
 types: .venv/ready  ## mypy
 	$(BIN)/mypy
