@@ -28,7 +28,7 @@ demo: .venv/ready  ## the main job: a small model learns what people prefer (13 
 test: lint types  ## lint, types, doors and the fast tests
 	$(BIN)/python -m pytest -q -m "not slow"
 
-soak: .venv/ready  ## the slow tests, and the fast ones as an older processor would run them
+soak: docs  ## the slow tests, the documentation, and the fast tests as an older processor would run them
 	$(BIN)/python -m pytest -q -m slow
 	ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=AVX2 $(BIN)/python -m pytest -q -m "not slow"
 
