@@ -41,7 +41,7 @@ types: .venv/ready  ## mypy
 
 bench: .venv/ready  ## one script per claim, ours and the peer in one run
 	PIP_CONSTRAINT=constraints.txt $(PIP) install --quiet '.[bench]'
-	for script in bench/*.py; do $(BIN)/python $$script || exit 1; done
+	for script in $(wildcard bench/*.py); do $(BIN)/python $$script || exit 1; done
 
 docs: .venv/ready  ## the documentation, strictly, into site/
 	PIP_CONSTRAINT=constraints.txt $(PIP) install --quiet --editable '.[$(EXTRAS),docs]'

@@ -139,18 +139,23 @@ class Sampling:
     """How to draw responses. temperature 0 is greedy."""
 
     max_new_tokens: int = 128
+    """Longest response in tokens."""
     temperature: float = 1.0
+    """Divides the logits; 0 takes the likeliest token."""
     top_k: int = 0
     """Keep the k most likely tokens; 0 keeps all."""
     top_p: float = 1.0
+    """Keep the likeliest tokens that together reach this probability; 1 keeps all."""
     min_p: float = 0.0
     """Drop tokens less likely than min_p times the most likely one."""
     n: int = 1
     """Responses per prompt; they share the prompt's cache."""
     stop: tuple[str, ...] = ()
+    """Texts that end a response; they are cut off."""
     stop_ids: tuple[int, ...] = ()
     """Token ids that end a response (the end token is kept in `ids`, and it is scored)."""
     seed: int = 0
+    """Equal seeds draw equal responses, whatever else is drawn."""
 
     @property
     def truncates(self) -> bool:
