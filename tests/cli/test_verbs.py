@@ -181,3 +181,18 @@ def test_training_opens_no_connection(
     rows.write_text('{"prompt": "a", "completion": "b"}\n' * 4, encoding="utf-8")
     words = ("sft", "--model", tiny, "--data", rows, "--out", tmp_path / "out", "--max_steps", 1)
     assert trueline(*words)[0] == 0
+
+
+def test_evaluation_samples_and_sinks(trueline: Trueline, tiny: Path, pairs: Path, tmp_path: Path) -> None:
+    """Held-out rows are evaluated, responses drawn on the way are kept, and metrics go where they are wanted."""
+    words = ("sft", "--model", tiny, "--data", pairs, "--eval_data", pairs, "--max_steps", 2, "--max_train_samples", 3)
+    more = ("--eval_steps", 1, "--sample_steps", 1, "--logging_steps", 1)
+    assert trueline(*words, *more, "--out", tmp_path / "a")[0] == 0
+    metrics = lines(tmp_path / "a" / "metrics.jsonl")
+    assert [line["step"] for line in metrics if "eval_loss" in line] == [1, 2]
+    drawn = lines(tmp_path / "a" / "samples.jsonl")
+    assert {line["prompt"] for line in drawn} == {"What is 2 + 2?", "Name a colour.", "Say hello."} and len(drawn) == 6
+    assert list((tmp_path / "a" / "tensorboard").iterdir())
+    assert json.loads((tmp_path / "a" / "run.json").read_text(encoding="utf-8"))["config"]["data"][0]["rows"] == 3
+    assert trueline(*words, "--out", tmp_path / "b", "--report_to")[0] == 0
+    assert not (tmp_path / "b" / "tensorboard").exists()
