@@ -31,7 +31,7 @@ def killer(step, metrics):
 
 if int(kill) < 0:  # die in the middle of writing the third checkpoint
     import trueline.train.checkpoint as checkpoint
-    whole, count = checkpoint.save_file, []
+    whole, count = checkpoint.save_tensors, []
     def part(tensors, path):
         count.append(path)
         whole(tensors, path)
@@ -39,7 +39,7 @@ if int(kill) < 0:  # die in the middle of writing the third checkpoint
             with open(path, "r+b") as file:
                 file.truncate(100)
             os.kill(os.getpid(), signal.SIGKILL)
-    checkpoint.save_file = part
+    checkpoint.save_tensors = part
 train(discover()[verb](**eval(fields)), model, data, out=out, sinks=[killer], **eval(options))
 """
 OPTIONS: dict[str, Any] = {

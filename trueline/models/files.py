@@ -18,12 +18,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from trueline.models.config import DecoderConfig
 from trueline.models.decoder import Decoder, ScalarModel
+from trueline.store import write_atomic
 
 
 def new_model(config: DecoderConfig, seed: int = 0) -> Decoder:
@@ -115,12 +116,14 @@ def find(source: str | Path) -> Path:
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
         raise ValueError(f"{name}: no such directory, and not a hub id (owner/name).")
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
         return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.jinja", "tokenizer.model"]))
-    except (HfHubHTTPError, LocalEntryNotFoundError) as error:
-        raise ValueError(f"{name}: no such directory, and the hub did not give it ({type(error).__name__}).") from error
+    except (OSError, ValueError) as error:  # offline, unknown name, no access, a name the hub does not allow
+        raise ValueError(
+            f"{name}: no such directory, and the hub did not give a model of that name ({type(error).__name__}): "
+            "check the path, or the name and the network."
+        ) from error
 
 
 def read_config(folder: Path) -> tuple[DecoderConfig, bool]:
@@ -128,7 +131,7 @@ def read_config(folder: Path) -> tuple[DecoderConfig, bool]:
     path = folder / "config.json"
     if not path.is_file():
         raise ValueError(f"{folder}: config.json is missing; a model directory has config.json and model.safetensors.")
-    raw = json.loads(path.read_text(encoding="utf-8"))
+    raw = _json(path)
     classifier = (raw.get("architectures") or [""])[0].endswith("ForSequenceClassification")
     return DecoderConfig.from_hf(raw, str(path)), classifier
 
@@ -180,7 +183,7 @@ def fingerprint(model: nn.Module) -> str:
 def _files(folder: Path) -> list[Path]:
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        names = sorted(set(_json(index).get("weight_map", {}).values()))
         gone = [n for n in names if not (folder / n).is_file()]
         if gone:
             raise ValueError(f"{index}: the shard {gone[0]} is missing; download it again.")
@@ -193,9 +196,19 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _shapes(path: Path) -> Iterator[tuple[str, tuple[int, ...]]]:
-    with safe_open(str(path), framework="pt") as handle:
-        for key in handle.keys():  # noqa: SIM118 - not a dict
-            yield key, tuple(handle.get_slice(key).get_shape())
+    try:
+        with safe_open(str(path), framework="pt") as handle:
+            for key in handle.keys():  # noqa: SIM118 - not a dict
+                yield key, tuple(handle.get_slice(key).get_shape())
+    except SafetensorError as error:
+        raise ValueError(f"{path} is cut short or no safetensors file: fetch or write it again.") from error
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not valid JSON (line {error.lineno}): fetch or write it again.") from error
 
 
 def _write_tensors(folder: Path, tensors: dict[str, Tensor], max_shard_bytes: int) -> None:
@@ -222,9 +235,19 @@ def _write_tensors(folder: Path, tensors: dict[str, Tensor], max_shard_bytes: in
 
 def _write_shard(tensors: dict[str, Tensor], path: Path) -> None:
     part = path.with_suffix(".part")
-    save_file(tensors, part, metadata={"format": "pt"})
+    save_tensors(tensors, part)
     os.replace(part, path)  # a reader, or a model loaded from this very file, never sees half of it
 
 
+def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
+    """A safetensors file that is on disk when this returns, with the permissions that any new file has."""
+    path.touch()
+    usual = path.stat().st_mode
+    save_file(tensors, path, metadata={"format": "pt"})
+    path.chmod(usual)  # the library makes files that only their owner reads
+    with open(path, "rb+") as file:
+        os.fsync(file.fileno())
+
+
 def _write_json(path: Path, value: dict[str, Any]) -> None:
-    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+    write_atomic(path, json.dumps(value, indent=2) + "\n")

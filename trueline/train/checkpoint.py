@@ -26,9 +26,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import nn
 
+from trueline.models.files import save_tensors
 from trueline.store import file_fingerprint, sync_directory, write_atomic
 from trueline.train.optim import load_optimizer_tensors, optimizer_tensors
 from trueline.train.state import TrainState
@@ -51,8 +52,8 @@ def save_checkpoint(
         shutil.rmtree(stale)
     temporary.mkdir(parents=True)
     write_model(model, temporary)
-    save_file(optimizer_tensors(model, optimizer), temporary / "optimizer.safetensors")
-    save_file(_torch_generators(), temporary / "rng.safetensors")
+    save_tensors(optimizer_tensors(model, optimizer), temporary / "optimizer.safetensors")
+    save_tensors(_torch_generators(), temporary / "rng.safetensors")
     about = {"state": state.to_json(), "feed": feed, "python": random.getstate(), "numpy": _numpy_generator()}
     (temporary / "trainer_state.json").write_text(json.dumps(about, indent=1), encoding="utf-8")
     files = {}
