@@ -205,4 +205,6 @@ class ScalarModel(nn.Module):
 
     def forward(self, layout: Layout) -> Tensor:
         """Scores [S], float32."""
-        return self.score(self.decoder(layout)[layout.last_S]).squeeze(1).float()
+        hidden_SD = self.decoder(layout)[layout.last_S]
+        with torch.autocast(hidden_SD.device.type, enabled=False):  # bfloat16 would round the differences that count
+            return self.score(hidden_SD.to(self.score.weight.dtype)).squeeze(1).float()

@@ -40,13 +40,15 @@ def token_logps(
     *,
     temperature: float = 1.0,
     equal_weights: bool = False,
-    chunk_bytes: int = 4 << 20,
+    chunk_bytes: int = 0,
 ) -> TokenScores:
     """Scores the tokens that `where` (a Layout, or predicted_by_N and targets_N) names.
 
     `equal_weights` promises a loss that is a multiple of logps_N.sum(): one product of four is saved in training. A
-    broken promise costs time, never correctness.
+    broken promise costs time, never correctness. `chunk_bytes` bounds the logits held at a time; 0 takes what fits a
+    core's cache on a CPU, and enough for large products elsewhere.
     """
+    chunk_bytes = chunk_bytes or (4 << 20 if hidden_TD.device.type == "cpu" else 256 << 20)
     predicted_by_N, targets_N = (where.predicted_by_N, where.targets_N) if isinstance(where, Layout) else where
     rows = max(1, chunk_bytes // (4 * weight_VD.shape[0]))
     early = equal_weights and torch.is_grad_enabled()

@@ -3,7 +3,8 @@
 A row of K responses gives K(K-1)/2 pairs that together weigh as much as one pair (InstructGPT, 2203.02155: a prompt is one
 element whatever its K). How strongly the first of a pair is preferred, a probability:
 
-    numbers["counts"]   c_i / (c_i + c_j)                votes, or exact probabilities; a pair nobody voted on weighs nothing
+    numbers["counts"]   c_i / (c_i + c_j)                votes, or exact probabilities; a pair nobody voted on weighs
+                                                         nothing, and the row's other pairs share its weight
     numbers["rank"]     1 better, 0 worse, 1/2 a tie     a tie says that both are equally good; it is not thrown away
     neither             1                                responses come best first
 
@@ -47,13 +48,12 @@ def pairs_of(rows: Sequence[Row], device: torch.device | str = "cpu") -> Pairs:
         K = len(row.ids)
         if K < 2:
             raise ValueError(f"row {row.key[:12] or 'without a key'} has {K} response: a preference needs at least 2")
+        preferences = {(i, j): _preferred(row, i, j) for i in range(K) for j in range(i + 1, K)}
         share = float(row.numbers["weight"][0]) if "weight" in row.numbers else 1.0
-        share /= K * (K - 1) / 2
-        for i in range(K):
-            for j in range(i + 1, K):
-                preferred = _preferred(row, i, j)
-                weight = 0.0 if preferred is None else share
-                table.append((start + i, start + j, 0.5 if preferred is None else preferred, weight))
+        share /= max(1, sum(preferred is not None for preferred in preferences.values()))
+        for (i, j), preferred in preferences.items():
+            weight = 0.0 if preferred is None else share
+            table.append((start + i, start + j, 0.5 if preferred is None else preferred, weight))
         start += K
     first, second, preferred_, weights = (np.array(column) for column in zip(*table, strict=True))
     ahead = preferred_ >= 0.5
@@ -85,8 +85,12 @@ def pair_weights(rows: Sequence[Row]) -> dict[str, float]:
     return {"loss": float(pairs_of(rows).weight_P.sum())}
 
 
-def numbers_of(rows: Sequence[Row], name: str, device: torch.device | str = "cpu") -> Tensor:
-    """One number per sequence [S], row by row."""
-    return torch.from_numpy(np.concatenate([np.asarray(row.numbers[name], dtype=np.float32) for row in rows])).to(
-        device
-    )
+def numbers_of(
+    rows: Sequence[Row], name: str, device: torch.device | str = "cpu", *, missing: float | None = None
+) -> Tensor:
+    """One number per sequence [S], row by row; `missing` stands in for rows that have none."""
+    columns = [
+        np.full(len(row.ids), missing) if missing is not None and name not in row.numbers else row.numbers[name]
+        for row in rows
+    ]
+    return torch.from_numpy(np.concatenate(columns).astype(np.float32)).to(device)

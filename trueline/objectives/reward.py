@@ -47,6 +47,10 @@ class Reward:
         "Ouyang et al. Training language models to follow instructions with human feedback. https://arxiv.org/abs/2203.02155"
     )
 
+    def __post_init__(self) -> None:
+        if self.center_rewards_coefficient < 0:
+            raise ValueError(f"center_rewards_coefficient is {self.center_rewards_coefficient}: it must be at least 0")
+
     def annotate(self, rows: Sequence[Row], crew: Crew) -> Sequence[Row]:
         return rows
 
@@ -59,9 +63,7 @@ class Reward:
     def loss(self, model: Any, batch: Batch, crew: Crew) -> Losses:
         scores_S = model(batch.layout).float()
         pairs = pairs_of(batch.rows, scores_S.device)
-        margin_P: Tensor | float = 0.0
-        if "margin" in batch.rows[0].numbers:
-            margin_P = numbers_of(batch.rows, "margin", scores_S.device)[pairs.first_P]
+        margin_P = numbers_of(batch.rows, "margin", scores_S.device, missing=0.0)[pairs.first_P]
         first_P, second_P = scores_S[pairs.first_P], scores_S[pairs.second_P]
         loss_P = bradley_terry(first_P - second_P, pairs.preferred_P, margin_P)
         loss_P = loss_P + self.center_rewards_coefficient * (first_P + second_P) ** 2

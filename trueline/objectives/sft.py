@@ -35,6 +35,10 @@ class SFT:
         "Ouyang et al. Training language models to follow instructions with human feedback. https://arxiv.org/abs/2203.02155"
     )
 
+    def __post_init__(self) -> None:
+        if self.neftune_noise_alpha < 0:
+            raise ValueError(f"neftune_noise_alpha is {self.neftune_noise_alpha}: it must be at least 0")
+
     def annotate(self, rows: Sequence[Row], crew: Crew) -> Sequence[Row]:
         return rows
 
