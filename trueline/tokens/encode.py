@@ -76,9 +76,10 @@ def row_key(ids: Sequence[np.ndarray], scored: Sequence[np.ndarray]) -> str:
 
 def documents_ids(texts: Sequence[str], tok: Tokenizer, stats: EncodeStats | None = None) -> list[np.ndarray]:
     """Ids of many documents, over threads: BOS where the family expects one, the text, EOS."""
+    found = [_framed(ids, tok) for ids in tok.encode_batch(texts)]
     if stats is not None:
         stats.spelled += sum(tok.control_pattern.search(text) is not None for text in texts)
-    return [_framed(ids, tok) for ids in tok.encode_batch(texts)]
+    return found
 
 
 def encode_document(doc: Document, tok: Tokenizer, max_length: int, stats: EncodeStats | None = None) -> list[Row]:

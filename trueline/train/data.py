@@ -7,20 +7,22 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any, TextIO
 
 from trueline.objectives.base import Objective
 from trueline.records import Comparison, Conversation, Document, Record, Row
 from trueline.rows import Rows, read_rows
-from trueline.tokens import EncodeStats, Tokenizer, encode_comparison, encode_conversation
+from trueline.tokens import EncodeStats, Tokenizer, encode_comparison, encode_conversation, encode_document
 from trueline.tokens.encode import documents_ids, window_rows
+from trueline.tokens.template import RowError
 
 Data = str | Path | Iterable[Record] | Sequence[Row]
-DOCUMENTS = 256
-"""Documents tokenised at a time, over threads."""
+CHUNK = 256
+"""Records encoded at a time: documents are tokenised over threads."""
 
 
 @dataclass(frozen=True)
@@ -81,23 +83,14 @@ def _records(
     stats = EncodeStats()
     rows: list[Row] = []
     lost: list[tuple[Record, str]] = []
-    if objective.record is Document:
-        texts: list[str] = []
-        for record in records:
-            assert isinstance(record, Document)
-            texts.append(record.text)
-            if len(texts) == DOCUMENTS:
-                rows += window_rows(documents_ids(texts, tok), max_length, stats)
-                texts = []
-        rows += window_rows(documents_ids(texts, tok), max_length, stats) if texts else []
-    else:
-        for record in records:
-            before = stats.dropped.copy()
-            row = encode_record(record, tok, max_length, stats)
-            if row is None:
+    remaining = iter(records)
+    while chunk := list(islice(remaining, CHUNK)):
+        before = stats.dropped.copy()
+        for record, found in zip(chunk, encode_records(chunk, tok, max_length, stats), strict=True):
+            rows += found
+            if not found:
                 lost.append((record, next(iter(stats.dropped - before))))
-            else:
-                rows.append(row)
+                before = stats.dropped.copy()
     read = records if isinstance(records, Rows) else None
     if rejects is not None and lost:
         rejects.parent.mkdir(parents=True, exist_ok=True)
@@ -109,6 +102,24 @@ def _records(
         reasons = "; ".join(f"{reason} ({count})" for reason, count in rejected.most_common(3))
         raise ValueError(f"{source}: no row can be trained on{': ' + reasons if reasons else ''}")
     return Encoded(rows, source, read.format if read is not None else "", rejected, stats)
+
+
+def encode_records(
+    records: Sequence[Record], tok: Tokenizer, max_length: int, stats: EncodeStats
+) -> Iterator[list[Row]]:
+    """The rows of each record, as they come: windows of a document, one row of anything else, none of what is dropped."""
+    documents = [record for record in records if isinstance(record, Document)]
+    if not documents:
+        for record in records:
+            row = encode_record(record, tok, max_length, stats)
+            yield [] if row is None else [row]
+        return
+    try:
+        ids = documents_ids([document.text for document in documents], tok, stats)
+    except RowError:  # one of them is no text: one at a time tells which
+        yield from (encode_document(document, tok, max_length, stats) for document in documents)
+        return
+    yield from (window_rows([ids_L], max_length, stats) for ids_L in ids)
 
 
 def encode_record(record: Record, tok: Tokenizer, max_length: int, stats: EncodeStats) -> Row | None:
