@@ -24,9 +24,10 @@ import torch
 from torch import nn
 
 from trueline.models.attention import tree_tokens
+from trueline.models.config import DecoderConfig
 from trueline.models.decoder import Decoder, ScalarModel
 from trueline.models.files import fingerprint as weights_fingerprint
-from trueline.models.files import load_model, load_scalar_model, save_model
+from trueline.models.files import load_model, load_scalar_model, read_config, save_model
 from trueline.models.scorer import PolicyScorer
 from trueline.objectives.base import Objective
 from trueline.protocols import Crew
@@ -127,6 +128,7 @@ def _run(
 ) -> Path:
     objective = job.objective
     policy = _load(objective, model, job)
+    refuse_misfit(_decoder(policy).config, (*job.rows, *job.held))
     method = {"method": objective.verb} | dataclasses.asdict(objective)  # type: ignore[call-overload]
     base = str(model) if isinstance(model, str | Path) else _decoder(policy).source
     start = weights_fingerprint(policy)
@@ -185,6 +187,10 @@ def plan(
 ) -> Plan:
     """What `train` would do with the same arguments; loads no weights and writes nothing."""
     job = resolve(objective, model, rows, eval_rows, tokenizer, config, overrides, None)
+    if not isinstance(model, str | Path):
+        refuse_misfit(_decoder(model).config, (*job.rows, *job.held))
+    elif Path(model).is_dir():  # a hub id would have to be downloaded
+        refuse_misfit(read_config(Path(model))[0], (*job.rows, *job.held))
     sizes = [tree_tokens(row) for row in job.rows]
     numbers: dict[str, int | float] = {
         "rows": len(job.rows),
@@ -232,6 +238,7 @@ def resolve(
             f"{len(held):,} rows are held out for evaluation (eval_share {config.evals.eval_share}, by prompt)"
         )
     check_device(config.device)
+    check_evaluation(config, bool(held))
     longest = max(tree_tokens(row) for row in (*train_rows, *held))
     if longest > config.max_tokens_per_batch:
         raise ValueError(
@@ -247,6 +254,37 @@ def check_device(name: str) -> None:
     if not there.get(name.split(":")[0]):
         raise ValueError(
             f"device is {name!r}, and this machine has {', '.join(kind for kind, ok in there.items() if ok)}"
+        )
+
+
+def check_evaluation(config: TrainConfig, held: bool) -> None:
+    """Refuse options that would do nothing."""
+    evals = config.evals
+    needs_best = {
+        "load_best_model_at_end": config.save.load_best_model_at_end,
+        "early_stopping_patience": evals.early_stopping_patience,
+    }
+    for name, value in ({"eval_steps": evals.eval_steps} | needs_best).items():
+        if value and not held:
+            raise ValueError(f"{name} is {value}, and there is nothing to evaluate on: give eval_data or eval_share")
+    for name, value in needs_best.items():
+        if value and evals.eval_steps <= 0:
+            raise ValueError(f"{name} is {value}, and evaluation happens at the end only: give eval_steps")
+
+
+def refuse_misfit(config: DecoderConfig, rows: Sequence[Row]) -> None:
+    """Rows that the model cannot read: foreign ids, or more tokens than it knows positions."""
+    largest = max(int(ids.max()) for row in rows for ids in row.ids)
+    if largest >= config.vocab_size:
+        raise ValueError(
+            f"the rows hold token id {largest}, and the model's vocabulary ends at {config.vocab_size - 1}: "
+            "use the model's own tokenizer"
+        )
+    longest = max(len(ids) for row in rows for ids in row.ids)
+    if longest > config.max_length:
+        raise ValueError(
+            f"the longest sequence has {longest} tokens, and the model's context is {config.max_length}: "
+            f"give max_length = {config.max_length}"
         )
 
 

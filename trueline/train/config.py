@@ -57,7 +57,7 @@ class SaveConfig:
     """Checkpoints."""
 
     save_steps: int = 500
-    """A checkpoint every so many steps; 0 saves none but on SIGTERM and Ctrl-C."""
+    """A checkpoint every so many steps; 0 saves none but the best one, and on SIGTERM and Ctrl-C."""
     save_total_limit: int = 2
     """Checkpoints kept (the best one comes on top); 0 keeps all."""
     load_best_model_at_end: bool = False
@@ -75,7 +75,7 @@ class EvalConfig:
     eval_share: float = 0.0
     """Share of the prompts held out for evaluation when no eval_data is given; a prompt is never split."""
     metric_for_best_model: str = "eval_loss"
-    """The metric by which the best checkpoint is known."""
+    """The metric by which the best checkpoint is known; "eval_" in front may be left out."""
     greater_is_better: bool | None = None
     """Whether more of it is better; None: less for names ending in "loss", more for all others."""
     early_stopping_patience: int = 0
@@ -148,7 +148,7 @@ class TrainConfig:
 
     def row_limit(self, num_rows: int) -> int:
         """Rows handed out in num_train_epochs passes."""
-        return round(self.num_train_epochs * num_rows)
+        return max(1, round(self.num_train_epochs * num_rows))
 
 
 PLACEMENT = (

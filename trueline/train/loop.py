@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -116,19 +117,20 @@ def backward(
     device = next(model.parameters()).device
     step = [replace(batch, layout=batch.layout.to(device)) for batch in step]
     found: list[tuple[str, Tensor, float]] = []
-    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
-        with torch.no_grad():
-            step = objective.prepare(model, step)
-        totals = {name: sum(batch.weights[name] for batch in step) or 1.0 for name in step[0].weights}
-        for batch in step:
+    autocast = partial(torch.autocast, device.type, dtype=torch.bfloat16, enabled=bf16)
+    with torch.no_grad(), autocast():
+        step = objective.prepare(model, step)
+    totals = {name: sum(batch.weights[name] for batch in step) or 1.0 for name in step[0].weights}
+    for batch in step:
+        with autocast():  # of its own: casts of weights that `prepare` left behind carry no gradient
             losses = objective.loss(model, batch, crew)
-            terms = {name: term / totals[name] for name, term in losses.terms.items()}
-            loss = torch.stack(list(terms.values())).sum()
-            loss.backward()
-            once = float(batch is step[0])  # a step has one loss, of as many parts as microbatches
-            parts = {"loss": loss} | ({f"loss/{name}": term for name, term in terms.items()} if len(terms) > 1 else {})
-            found += [(name, part.detach(), once) for name, part in parts.items()]
-            found += [(name, total, count) for name, (total, count) in losses.metrics.items()]
+        terms = {name: term / totals[name] for name, term in losses.terms.items()}
+        loss = torch.stack(list(terms.values())).sum()
+        loss.backward()
+        once = float(batch is step[0])  # a step has one loss, of as many parts as microbatches
+        parts = {"loss": loss} | ({f"loss/{name}": term for name, term in terms.items()} if len(terms) > 1 else {})
+        found += [(name, part.detach(), once) for name, part in parts.items()]
+        found += [(name, total, count) for name, (total, count) in losses.metrics.items()]
     sums: dict[str, tuple[float, float]] = {}
     values = torch.stack([value.float() for _, value, _ in found]).tolist()  # one wait for the device per step
     for (name, _, count), value in zip(found, values, strict=True):

@@ -48,7 +48,8 @@ class TrainState:
 
     def note_evaluation(self, metrics: Mapping[str, float], config: EvalConfig) -> bool:
         """Whether it is the best so far. Stops the run early after too many that are not."""
-        name, best = config.metric_for_best_model, self.best_metric
+        best = self.best_metric
+        name = "eval_" + config.metric_for_best_model.removeprefix("eval_")
         if name not in metrics:
             raise ValueError(f"metric_for_best_model is {name!r}, and an evaluation gives {', '.join(metrics)}")
         value = metrics[name]
