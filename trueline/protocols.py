@@ -2,7 +2,7 @@
 
     train  is handed a Crew: frozen helpers that an objective may ask for
     align  is handed a Sampler and a Judge
-    serve.Engine is a Sampler; models.scoring has the scorers; align.judges the judges
+    serve.Engine is a Sampler; models.scorer has the scorers; align.judges the judges
 """
 
 from __future__ import annotations

@@ -104,6 +104,8 @@ def test_preferences_from_counts_ranks_and_order() -> None:
     assert pairs.chosen_P.tolist() == [1, 2, 4, 4, 5] and pairs.rejected_P.tolist() == [0, 3, 5, 6, 6]
     assert pairs.weight_P.tolist() == pytest.approx([1, 0, 1 / 3, 1 / 3, 1 / 3])  # a prompt weighs 1 whatever its K
     assert pairs.decided_P.tolist() == [1, 0, 1, 1, 0]
+    voted = pairs_of([row(3, counts=[2, 0, 0])])  # nobody voted on the last pair: the others share its weight
+    assert voted.preferred_P.tolist() == [1, 1, 0.5] and voted.weight_P.tolist() == [0.5, 0.5, 0]
     with pytest.raises(ValueError, match="at least 2"):
         pairs_of([row(1)])
 
@@ -129,6 +131,14 @@ def test_margin_and_centering() -> None:
     assert objective.loss(model, one_batch(objective, [pair]), Crew()).terms["loss"].item() == pytest.approx(
         math.log(2) + 0.1 * 2.25
     )
+
+
+def test_margins_are_per_row_however_rows_are_batched() -> None:
+    model, rows = Scores([1.0, 0.5]), [row(2), row(2, margin=[0.5, 0.5])]
+    alone = sum(Reward().loss(model, one_batch(Reward(), [one]), Crew()).terms["loss"].item() for one in rows)
+    for order in (rows, rows[::-1]):
+        together = Reward().loss(model, one_batch(Reward(), order), Crew()).terms["loss"].item()
+        assert together == pytest.approx(alone) == pytest.approx(math.log(1 + math.exp(-0.5)) + math.log(2))
 
 
 def test_bradley_terry_recovers_rewards_up_to_a_constant() -> None:
@@ -173,3 +183,13 @@ def test_dpo_starts_at_ln_2_and_pushes_the_right_way() -> None:
     assert model.logits.grad is not None
     assert model.logits.grad[9, 0] < 0 < model.logits.grad[9, 1]
     assert model.logits.grad[9, 0].item() == pytest.approx(-0.05, abs=1e-6)  # -beta sigmoid(0) (1 - 0)
+
+
+def test_dpo_measures_from_the_reference() -> None:
+    """A uniform policy, a reference that finds the first response more likely: h = 0 - (-1 + 3) = -2."""
+    annotated = replace(row(2), numbers={"reference_logps": np.array([-1.0, -3.0], dtype=np.float32)})
+    losses = DPO(beta=0.1).loss(Uniform(), one_batch(DPO(), [annotated]), Crew())
+    assert losses.terms["loss"].item() == pytest.approx(math.log(1 + math.exp(0.2)), abs=1e-6)
+    means = {name: (value / count).item() for name, (value, count) in losses.metrics.items()}
+    assert means["rewards/chosen"] == pytest.approx(0.1 * (1 - math.log(10)), abs=1e-6)
+    assert means["rewards/margins"] == pytest.approx(-0.2, abs=1e-6) and means["rewards/accuracies"] == 0

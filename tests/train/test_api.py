@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 from trueline.models.decoder import Decoder
 from trueline.models.files import load_model, load_scalar_model
 from trueline.objectives.dpo import DPO
+from trueline.objectives.next_token import NextToken
 from trueline.objectives.reward import Reward
 from trueline.objectives.sft import SFT
 from trueline.records import Comparison, Message, Ranking, Row
@@ -65,6 +67,15 @@ def test_reward_then_dpo_from_a_file(files: Path) -> None:
     assert "eval_rewards/accuracies" in read_lines(out / "metrics.jsonl")[-1]
 
 
+def test_documents_that_are_no_text_are_rejected_one_by_one(files: Path) -> None:
+    with open(files / "text.jsonl", "a", encoding="utf-8") as file:
+        file.write('{"text": "half of a pair \\ud800"}\n')
+    out = train(NextToken(), files / "model", files / "text.jsonl", out=files / "base", max_length=16, **FAST)
+    (reject,) = read_lines(out / "rejects.jsonl")
+    assert reject["line"] == 61 and "surrogate" in reject["reason"]
+    assert any("1 rows were left out" in row["event"] for row in read_lines(out / "events.jsonl"))
+
+
 def test_records_in_memory(files: Path) -> None:
     def say(role: str, text: str) -> tuple[Message, ...]:
         return (Message(role=role, content=text),)
@@ -108,4 +119,15 @@ def test_mistakes_are_answered_in_one_sentence(
         train(SFT(), decoder(), files / "chat.jsonl", out=files / "x", **FAST)
     with pytest.raises(ValueError, match="holds a model that no run of ours wrote"):
         train(SFT(), files / "model", files / "chat.jsonl", out=files / "model", **FAST)
+    with pytest.raises(ValueError, match="eval_steps is 5, and there is nothing to evaluate on: give eval_data"):
+        train(DPO(), decoder(), pair_rows(4), out=files / "x", eval_steps=5, **FAST)
+    with pytest.raises(ValueError, match="early_stopping_patience is 2, .*: give eval_steps"):
+        train(DPO(), decoder(), pair_rows(4), out=files / "x", eval_rows=pair_rows(2), early_stopping_patience=2, **FAST)
+    foreign, small = decoder(vocab_size=40), decoder()
+    small.config = dataclasses.replace(small.config, max_position_embeddings=8)
+    for model, says in ((foreign, "hold token id 6., and the model's vocabulary ends at 39"), (small, "give max_length = 8")):
+        with pytest.raises(ValueError, match=says):
+            train(DPO(), model, pair_rows(20), out=files / "x", **FAST)
+        with pytest.raises(ValueError, match=says):
+            plan(DPO(), model, pair_rows(20))
     assert not (files / "x").exists()

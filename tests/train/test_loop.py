@@ -15,13 +15,14 @@ import torch
 
 from trueline.models.decoder import Decoder
 from trueline.models.files import load_model
-from trueline.objectives.base import Batch, Losses
+from trueline.objectives.base import Batch, Budget, Losses
 from trueline.objectives.next_token import NextToken
 from trueline.protocols import Crew
 from trueline.records import Row
 from trueline.run import read_lines
 from trueline.train import train
 from trueline.train.config import EvalConfig
+from trueline.train.loop import backward
 from trueline.train.state import TrainState
 
 Rows = Callable[..., list[Row]]
@@ -111,6 +112,8 @@ def test_patience_counts_evaluations_without_gain() -> None:
     assert gains == [True, True, False, False] and state.best_step == 2 and state.stopped_early and state.ended
     with pytest.raises(ValueError, match="metric_for_best_model is 'eval_accuracy', and an evaluation gives eval_loss"):
         state.note_evaluation({"eval_loss": 1.0}, config)
+    short = EvalConfig(metric_for_best_model="loss")  # as in transformers
+    assert not short.maximize and TrainState().note_evaluation({"eval_loss": 1.0}, short)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path, decoder: Make, text_rows: Rows) -> None:
@@ -124,16 +127,31 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path, decoder: Make, 
     assert not (tmp_path / "run" / "finished.json").exists()
 
 
-def test_bf16_keeps_float32_weights(tmp_path: Path, decoder: Make, text_rows: Rows) -> None:
-    out = train(
-        NextToken(),
-        decoder(),
-        text_rows(16),
-        out=tmp_path / "run",
-        max_steps=4,
-        learning_rate=1e-3,
-        bf16=True,
-        save_steps=0,
-    )
-    assert {value.dtype for value in load_model(out).state_dict().values()} == {torch.float32}
-    assert np.isfinite(read_lines(out / "metrics.jsonl")[-1]["loss"])
+def test_bf16_is_close_to_float32_and_keeps_float32_weights(tmp_path: Path, decoder: Make, text_rows: Rows) -> None:
+    losses = {}
+    for bf16 in (False, True):
+        out = train(NextToken(), decoder(), text_rows(16), out=tmp_path / str(bf16), max_steps=6, learning_rate=3e-3,
+                    bf16=bf16, save_steps=0, logging_steps=1)  # fmt: skip
+        assert {value.dtype for value in load_model(out).state_dict().values()} == {torch.float32}
+        losses[bf16] = np.array([row["loss"] for row in read_lines(out / "metrics.jsonl")])
+    assert losses[False][0] - losses[False][-1] > 0.1  # it learns
+    gap = np.abs(losses[True] - losses[False])
+    assert 0 < gap.max() < 0.02
+
+
+def test_prepare_under_autocast_costs_no_gradient(decoder: Make, text_rows: Rows) -> None:
+    """A forward without gradient comes first; modules then use autocast's casts of weights."""
+
+    class Looks(NextToken):
+        def prepare(self, model: Any, step: list[Batch]) -> list[Batch]:
+            model(step[0].layout)
+            return step
+
+    gradients = []
+    for objective in (NextToken(), Looks()):
+        model = decoder()
+        model.fused = False
+        (step,) = objective.steps(text_rows(4), Budget(rows=4, tokens=1000))
+        backward(objective, model, step, Crew(), bf16=True)
+        gradients.append(model.layers[0].mlp.up_proj.weight.grad)
+    assert gradients[0] is not None and gradients[1] is not None and torch.equal(*gradients)
