@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +99,27 @@ def test_places_without_a_model(tmp_path: Path) -> None:
     (tmp_path / "pytorch_model.bin").write_bytes(b"x")
     with pytest.raises(ValueError, match="pickled"):
         load_model(tmp_path)
+    (tmp_path / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1")
+    with pytest.raises(ValueError, match=r"model.safetensors is cut short or no safetensors file"):
+        load_model(tmp_path)
+    (tmp_path / "config.json").write_text('{"architectures": [')
+    with pytest.raises(ValueError, match=r"config.json is not valid JSON \(line 1\)"):
+        load_model(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["nobody/of-that-name", "bad--name/x y"])
+def test_hub_ids_that_give_nothing(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(ValueError, match=f"{name}: no such directory, and the hub did not give a model of that name"):
+        load_model(name)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="permissions are posix's")
+def test_saved_files_have_the_usual_permissions(tiny: Any, tmp_path: Path) -> None:
+    usual = tmp_path / "usual"
+    usual.touch()
+    modes = {path.stat().st_mode for path in save_model(tiny(), tmp_path / "model").iterdir()}
+    assert modes == {usual.stat().st_mode}
 
 
 def test_saving_over_the_directory_it_came_from(tiny: Any, tmp_path: Path) -> None:
@@ -107,6 +129,14 @@ def test_saving_over_the_directory_it_came_from(tiny: Any, tmp_path: Path) -> No
     save_model(model, tmp_path)
     assert fingerprint(model) == before == fingerprint(load_model(tmp_path))
     assert load_model(tmp_path, dtype=torch.bfloat16).embed_tokens.weight.dtype == torch.bfloat16
+
+
+def test_saving_over_another_division_into_shards(tiny: Any, tmp_path: Path) -> None:
+    first, second = tiny(), tiny(qk_norm=False)
+    for model, limit in ((first, 20_000), (second, 5 << 30), (first, 20_000)):
+        save_model(model, tmp_path, max_shard_bytes=limit)
+        assert fingerprint(load_model(tmp_path)) == fingerprint(model)
+        assert (tmp_path / "model.safetensors").exists() == (model is second)
 
 
 def test_new_models(tiny: Any) -> None:

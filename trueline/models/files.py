@@ -221,8 +221,10 @@ def _write_tensors(folder: Path, tensors: dict[str, Tensor], max_shard_bytes: in
             size = 0
         shards[-1][name] = tensor.detach().cpu().contiguous()
         size += count
+    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
     if len(shards) == 1:
-        _write_shard(shards[0], folder / "model.safetensors")
+        _write_shard(shards[0], single)
+        index.unlink(missing_ok=True)  # of a sharded model that was here before: readers would follow it
         return
     weight_map: dict[str, str] = {}
     for i, shard in enumerate(shards, 1):
@@ -230,7 +232,8 @@ def _write_tensors(folder: Path, tensors: dict[str, Tensor], max_shard_bytes: in
         _write_shard(shard, folder / name)
         weight_map |= dict.fromkeys(shard, name)
     total = sum(t.numel() * t.element_size() for t in tensors.values())
-    _write_json(folder / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": weight_map})
+    _write_json(index, {"metadata": {"total_size": total}, "weight_map": weight_map})
+    single.unlink(missing_ok=True)  # transformers would prefer it
 
 
 def _write_shard(tensors: dict[str, Tensor], path: Path) -> None:
