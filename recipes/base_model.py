@@ -179,8 +179,11 @@ def held_out_bits_per_byte(model: Decoder, tokenizer: Tokenizer, pieces: int = 2
     return nats / num_bytes / math.log(2)
 
 
-def export(corpus: Path, run: Path, history: Sequence[Path], folder: Path) -> None:
-    """The model of `run` in bfloat16, its tokenizer, and a card that says where it comes from; `history` are the phases' folders."""
+def export(corpus: Path, run: Path, history: Sequence[Path], folder: Path, note: str = "") -> None:
+    """The model of `run` in bfloat16, its tokenizer, and a card that says where it comes from.
+
+    `history` are the phases' folders; `note` says what the card should add about this very training.
+    """
     save_model(load_model(run, dtype=torch.bfloat16), folder)
     tokenizer = load_tokenizer(run)
     tokenizer.save(folder)
@@ -196,12 +199,12 @@ def export(corpus: Path, run: Path, history: Sequence[Path], folder: Path) -> No
         "tokens": before * STEP_WINDOWS * CONTEXT,
     }
     (folder / "README.md").write_text(
-        card(json.loads((corpus / "data.json").read_text(encoding="utf-8")), facts, curve), encoding="utf-8"
+        card(json.loads((corpus / "data.json").read_text(encoding="utf-8")), facts, curve, note), encoding="utf-8"
     )
     print(facts)
 
 
-def card(data: dict[str, object], facts: dict[str, object], curve: Sequence[tuple[int, float]]) -> str:
+def card(data: dict[str, object], facts: dict[str, object], curve: Sequence[tuple[int, float]], note: str = "") -> str:
     """The model card."""
     packages = data["packages"]
     assert isinstance(packages, list)
@@ -227,7 +230,7 @@ paragraph of their docstring. It is no assistant.
 Trained on {facts["tokens"]:,} tokens in {facts["steps"]:,} steps of {STEP_WINDOWS} x {CONTEXT}, float32, seed 0, AdamW, in phases:
 
 {phases}
-
+{note}
 **{facts["bits_per_byte"]:.3f} bits per byte** on source code of the held-out packages.
 
     python -m recipes.base_model_corpus --packages PACKAGES --out CORPUS

@@ -213,3 +213,13 @@ def test_preview_is_the_whole_text(families: SimpleNamespace) -> None:
     assert "".join(t for t, _ in shown) == families.plain.decode(row.ids[0], skip_special=False)
     assert [scored for _, scored in shown] == [False, True, False, True, False]
     assert shown[1][0] == "東京 <|im_end|><|im_end|>" and shown[3][0] == "<|im_end|>"
+
+
+def test_a_compared_response_ends_where_a_drawn_one_does(families: SimpleNamespace) -> None:
+    """ChatML puts a line break after the turn's end; a sampler stops before it, and a reward model must read both at one token."""
+    responses = ((answer("c d"),), (answer("e"),))
+    comparison = Comparison(prompt=(user("a b"),), responses=responses, judgement=Ranking((1, 2)))
+    row = encode_comparison(comparison, families.plain, 64)
+    assert row is not None
+    for ids, scored in zip(row.ids, row.scored, strict=True):
+        assert scored[-1] and families.plain.token(int(ids[-1])) == "<|im_end|>"

@@ -151,14 +151,15 @@ def encode_comparison(
     comp: Comparison, tok: Tokenizer, max_length: int, stats: EncodeStats | None = None
 ) -> Row | None:
     """K sequences, best first (ties keep their order); numbers["rank"] or numbers["counts"] say how they were judged. Only
-    the responses are scored, every sequence cut at the same length; None when the row was dropped."""
+    the responses are scored, every sequence cut at the same length; None when the row was dropped. A sequence ends with the last
+    scored token, as a drawn one does: what a template puts after the turn's end would move the place where a score is read."""
     stats = stats if stats is not None else EncodeStats()
     _check_length(max_length)
     before = len(comp.prompt)
     try:
         name, values, order = _judged(comp)
         dialogues = [(*comp.prompt, *comp.responses[k]) for k in order]
-        sequences = [_sequence(d, range(before, len(d)), (), tok, stats) for d in dialogues]
+        sequences = [_answered(_sequence(d, range(before, len(d)), (), tok, stats)) for d in dialogues]
     except (RowError, TemplateError) as error:
         _drop(error, tok, stats)
         return None
@@ -177,6 +178,13 @@ def encode_comparison(
     row = _row(kept, {name: np.array([values[k] for k in order], dtype=np.float32)})
     stats.add(row)
     return row
+
+
+def _answered(sequence: Encoded) -> Encoded:
+    """The sequence up to its last scored token (as it stands where nothing is scored)."""
+    ids, scored = sequence
+    end = int(np.flatnonzero(scored)[-1]) + 1 if scored.any() else len(ids)
+    return ids[:end], scored[:end]
 
 
 def encode_prompt(
