@@ -22,7 +22,7 @@ from rich.table import Table
 from trueline.models.files import load_model
 from trueline.quickstart.base_model import base_model_dir
 from trueline.quickstart.measure import BEST_OF, Bench, measure
-from trueline.quickstart.plan import LEAST, ROWS_PER_STEP, Plan, load_or_make, make_plan
+from trueline.quickstart.plan import CANDIDATES, LEAST, ROWS_PER_STEP, Plan, load_or_make, make_plan
 from trueline.quickstart.report import TITLES, write_report
 from trueline.quickstart.scratch import train_base
 from trueline.quickstart.splits import TEST_PACKAGES
@@ -62,21 +62,22 @@ def run(minutes: float, out: Path, from_scratch: bool, seed: int) -> Path:
         with clock.stage("Base model", f"from scratch, {plan.base_steps:,} steps"):
             base = train_base(data.sft, out / "base", plan.base_steps, seed)
         tokenizer = load_tokenizer(base)
-    sft, reward, dpo, preferences = (out / name for name in ("sft", "reward", "dpo", "preferences.jsonl"))
+    sft, reward, dpo = (out / name for name in ("sft", "reward", "dpo"))
+    rankings, pairs = out / "rankings.jsonl", out / "pairs.jsonl"
     with clock.stage(
         "SFT", f"{plan.sft_steps:,} steps of {ROWS_PER_STEP['sft']} functions and what people wrote under them"
     ):
         supervise(base, data, tokenizer, plan, sft)
     with clock.stage(
         "Preferences",
-        f"four sampled summaries for each of {plan.preference_prompts:,} functions, ranked by a noisy annotator",
+        f"{CANDIDATES} summaries sampled for each of {plan.preference_prompts:,} functions, ranked by a noisy annotator",
     ):
-        if not preferences.exists():
-            compare(sft, data, tokenizer, plan, preferences)
+        if not rankings.exists():
+            compare(sft, data, tokenizer, plan, rankings, pairs)
     with clock.stage("Reward model", f"{plan.reward_steps:,} steps of {ROWS_PER_STEP['reward']} rankings"):
-        reward_model(sft, preferences, plan, reward)
-    with clock.stage("DPO", f"{plan.dpo_steps:,} steps of {ROWS_PER_STEP['dpo']} rankings"):
-        prefer(sft, preferences, plan, dpo)
+        reward_model(sft, rankings, plan, reward)
+    with clock.stage("DPO", f"{plan.dpo_steps:,} steps of {ROWS_PER_STEP['dpo']} pairs"):
+        prefer(sft, pairs, plan, dpo)
     with clock.stage(
         "Evaluation", f"{plan.test_prompts:,} functions of packages that no model has seen, best of {BEST_OF}"
     ):

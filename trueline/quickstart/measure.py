@@ -1,7 +1,8 @@
 """What the quickstart measures on the held-out packages.
 
     greedy       SFT and DPO, what one would deploy: judge score, wins, grounding, length
-    sampled      at temperature 1, where KL is defined: best-of-n and DPO on the reward-KL plane
+    sampled      at the temperature of the preferences: best-of-n and DPO on the reward-KL plane; KL is between the policies
+                 at that temperature
     reward model accuracy and calibration on fresh pairs of SFT samples
 
 The judge's true score is used here and nowhere in training. Intervals are 95%, over prompts.
@@ -31,7 +32,7 @@ from trueline.models.scorer import PolicyScorer, RewardScorer
 from trueline.quickstart.grounding import grounding
 from trueline.quickstart.harvest import Function
 from trueline.quickstart.pep257 import Pep257Judge
-from trueline.quickstart.stages import MAX_SUMMARY_TOKENS, NOISE, prompt_of
+from trueline.quickstart.stages import MAX_SUMMARY_TOKENS, NOISE, TEMPERATURE, prompt_of
 from trueline.quickstart.words import split_name
 from trueline.records import Message, Sampling
 from trueline.serve.engine import Engine
@@ -84,11 +85,15 @@ def measure(bench: Bench, sft: Path, reward: Path, dpo: Path) -> dict[str, Any]:
         "best-of-n": [""],
         "dpo": first_texts(bench.draw(dpo_model, greedy)),
     }
-    sampled = bench.draw(sft_model, Sampling(n=BEST_OF, max_new_tokens=MAX_SUMMARY_TOKENS, seed=bench.seed))
+    sampled = bench.draw(
+        sft_model, Sampling(n=BEST_OF, temperature=TEMPERATURE, max_new_tokens=MAX_SUMMARY_TOKENS, seed=bench.seed)
+    )
     rated = scored(sampled, RewardScorer(load_scalar_model(reward)))
     texts["best-of-n"] = [g.responses[int(np.argmax(g.scores))][-1].content for g in rated]
     scores = {name: bench.score(said) for name, said in texts.items()}
-    dpo_sampled = bench.draw(dpo_model, Sampling(n=2, max_new_tokens=MAX_SUMMARY_TOKENS, seed=bench.seed))
+    dpo_sampled = bench.draw(
+        dpo_model, Sampling(n=2, temperature=TEMPERATURE, max_new_tokens=MAX_SUMMARY_TOKENS, seed=bench.seed)
+    )
     kl = policy_kl(dpo_sampled, sft_model)
     models = {name: describe(bench, texts[name], scores[name], scores) for name in texts}
     models["sft"]["kl"] = {"mean": 0.0, "se": 0.0}
@@ -149,7 +154,7 @@ def describe(
 def policy_kl(groups: Sequence[Group], reference: Decoder) -> Interval:
     """KL(policy || reference) per response in nats, from the policy's own samples (estimator k1)."""
     rows = [sample_row(group, range(len(group))) for group in groups]
-    reference_logps = np.concatenate(PolicyScorer(reference).score(rows))
+    reference_logps = np.concatenate(PolicyScorer(reference, temperature=TEMPERATURE).score(rows))
     policy_logps = np.array([float(sample.logps.sum()) for group in groups for sample in group.samples])
     return sequence_kl(policy_logps, reference_logps, [group.key for group in groups for _ in group.samples])
 

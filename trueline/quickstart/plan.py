@@ -26,14 +26,14 @@ from trueline.serve.engine import Engine
 from trueline.store import write_atomic
 from trueline.tokens import Tokenizer
 
-ROWS_PER_STEP = {"sft": 32, "reward": 16, "dpo": 16}
-"""Rows per optimizer step; a reward or DPO row is one prompt with its ranked summaries."""
+ROWS_PER_STEP = {"sft": 32, "reward": 16, "dpo": 32}
+"""Rows per optimizer step; a reward row is one prompt with its ranked summaries, a DPO row one with two."""
 SHARES = {"base": 0.0, "sft": 0.34, "sample": 0.12, "reward": 0.11, "dpo": 0.17, "evaluate": 0.17}
 """Of the minutes; the rest is for the harvest and for what the probe misjudges."""
 SCRATCH_SHARES = {"base": 0.42, "sft": 0.12, "sample": 0.08, "reward": 0.07, "dpo": 0.1, "evaluate": 0.12}
 SUMMARY_TOKENS = 20
 """Length of a usual summary."""
-CANDIDATES = 4
+CANDIDATES = 8
 """Summaries sampled per prompt and ranked by the annotator."""
 LEAST = {"base": 20, "sft": 4, "sample": 48, "reward": 3, "dpo": 3, "evaluate": 32}
 MOST = {"base": 10**9, "sft": 10**9, "sample": 2400, "reward": 10**9, "dpo": 10**9, "evaluate": 600}
@@ -78,7 +78,7 @@ def make_plan(minutes: float, seed: int, from_scratch: bool, used_seconds: float
     seconds = max(20.0, 60 * minutes - used_seconds)
     time_for = {stage: share * seconds for stage, share in (SCRATCH_SHARES if from_scratch else SHARES).items()}
     row_tokens = float(np.mean([tree_tokens(row) for row in rows]))
-    group_tokens = row_tokens + (CANDIDATES - 1) * SUMMARY_TOKENS
+    group_tokens, pair_tokens = row_tokens + (CANDIDATES - 1) * SUMMARY_TOKENS, row_tokens + SUMMARY_TOKENS
 
     def steps(stage: str, tokens_per_row: float, cost: float = 1.0) -> int:
         per_step = ROWS_PER_STEP[stage] * tokens_per_row * cost / train_speed
@@ -92,7 +92,7 @@ def make_plan(minutes: float, seed: int, from_scratch: bool, used_seconds: float
         sft_steps=steps("sft", row_tokens),
         preference_prompts=fit("sample", time_for["sample"] * sample_speed / CANDIDATES),
         reward_steps=steps("reward", group_tokens),
-        dpo_steps=steps("dpo", group_tokens, cost=4 / 3),
+        dpo_steps=steps("dpo", pair_tokens, cost=4 / 3),
         test_prompts=fit("evaluate", time_for["evaluate"] * sample_speed / 16),
         training_tokens_per_second=round(train_speed, 1),
         responses_per_second=round(sample_speed, 2),
@@ -118,7 +118,7 @@ def training_speed(model: Decoder, rows: Sequence[Row]) -> float:
 
 
 def sampling_speed(model: Decoder, tokenizer: Tokenizer, prompts: Sequence[np.ndarray]) -> float:
-    """Summaries of usual length per second, four to a prompt."""
+    """Summaries of usual length per second, CANDIDATES to a prompt."""
     chosen, engine = list(prompts[:48]), Engine(model, tokenizer, max_batch=256, stop_ids=())
     start = time.perf_counter()
     engine.sample(chosen, Sampling(n=CANDIDATES, max_new_tokens=SUMMARY_TOKENS))

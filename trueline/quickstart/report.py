@@ -103,10 +103,10 @@ def legend(results: Mapping[str, Any]) -> str:
     """What the columns mean, and the reward model in one sentence."""
     rm = results["reward_model"]
     return (
-        "Judge score: the PEP 257 rule, 0 to 10. Wins count ties as half; intervals are 95%. KL in nats per response, on sampled "
-        "responses. Name words: share of the function's name that its summary speaks of; beside it the same against another "
-        "function's name. Recall: content words of the human docstring that occur in neither name nor arguments; above "
-        "chance: minus the same against other functions' docstrings. "
+        "Judge score: the PEP 257 rule, 0 to 10. Wins count ties as half; intervals are 95%. KL in nats per response, on "
+        "sampled responses at their temperature. Name words: share of the function's name that its summary speaks of; beside it "
+        "the same against another function's name. Recall: content words of the human docstring that occur in neither name nor "
+        "arguments; above chance: minus the same against other functions' docstrings. "
         f"Reward model: {percent(rm['accuracy'])} of {rm['num_pairs']:,} held-out noisy choices, "
         f"{percent(rm['accuracy_clean'])} of the judge's own order, calibration error {rm['ece']:.3f}."
     )

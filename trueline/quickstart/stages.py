@@ -1,8 +1,8 @@
 """The quickstart's stages: each reads what the ones before left on disk, writes its own, and is skipped when that is complete.
 
-    harvest -> (base) -> sft -> preferences -> reward -> dpo -> evaluation -> report.html
+    harvest -> (base) -> sft -> rankings, pairs -> reward -> dpo -> evaluation -> report.html
 
-    out/  plan.json  sft/  preferences.jsonl  reward/  dpo/  results.json  report.html  stages.json (seconds)
+    out/  plan.json  sft/  rankings.jsonl  pairs.jsonl  reward/  dpo/  results.json  report.html  stages.json (seconds)
 
 Left out: what is measured and how (measure), the page (report).
 """
@@ -13,7 +13,7 @@ import json
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +32,7 @@ from trueline.quickstart.plan import CANDIDATES, ROWS_PER_STEP, Plan
 from trueline.quickstart.prompts import prompt_text
 from trueline.quickstart.scratch import grounded
 from trueline.quickstart.splits import split
-from trueline.records import Conversation, Message, Messages, Sampling
+from trueline.records import Comparison, Conversation, Message, Messages, Ranking, Sampling
 from trueline.rows import write_rows
 from trueline.serve.engine import Engine
 from trueline.store import write_atomic
@@ -40,10 +40,12 @@ from trueline.tokens import Tokenizer
 from trueline.tokens.encode import encode_prompt
 from trueline.train import train
 
-BODY_TOKENS = 128
+BODY_TOKENS = 64
 MAX_LENGTH = 512
 MAX_SUMMARY_TOKENS = 48
-NOISE = 1.0
+TEMPERATURE = 0.8
+"""Of sampled summaries: close to what one would deploy, and still different from one another."""
+NOISE = 0.5
 """The annotator prefers a over b with probability sigmoid((score a - score b) / NOISE); scores run from 0 to 10."""
 MAX_PREFERENCE_SHARE = 0.2
 """Of the training functions, at most this share is kept for preferences; SFT never sees them."""
@@ -66,7 +68,9 @@ class Clock:
 
     def __init__(self, out: Path, console: Console) -> None:
         self.path, self.console = out / "stages.json", console
-        self.stages: list[dict[str, str | float]] = json.loads(self.path.read_text(encoding="utf-8")) if self.path.exists() else []
+        self.stages: list[dict[str, str | float]] = (
+            json.loads(self.path.read_text(encoding="utf-8")) if self.path.exists() else []
+        )
 
     @contextmanager
     def stage(self, name: str, detail: str) -> Iterator[None]:
@@ -124,36 +128,51 @@ def supervise(base: Path, data: Data, tokenizer: Tokenizer, plan: Plan, out: Pat
     wanted = plan.sft_steps * ROWS_PER_STEP["sft"]
     return train(
         SFT(), base, conversations(data.sft[:wanted], tokenizer), out=out, tokenizer=tokenizer, max_steps=plan.sft_steps,
-        per_device_train_batch_size=ROWS_PER_STEP["sft"], max_length=MAX_LENGTH, learning_rate=3e-4, lr_scheduler_type="linear",
+        per_device_train_batch_size=ROWS_PER_STEP["sft"], max_length=MAX_LENGTH, learning_rate=6e-4, lr_scheduler_type="linear",
         warmup_ratio=0.05, save_steps=100, logging_steps=5, seed=plan.seed,
     )  # fmt: skip
 
 
-def compare(sft: Path, data: Data, tokenizer: Tokenizer, plan: Plan, path: Path) -> None:
-    """Four summaries per prompt from the SFT model, ranked by an annotator who follows the judge with noise."""
+def compare(sft: Path, data: Data, tokenizer: Tokenizer, plan: Plan, rankings: Path, pairs: Path) -> None:
+    """Several summaries per prompt from the SFT model, ranked by an annotator who follows the judge with noise.
+
+    The reward model learns from whole rankings, DPO from the first against the last: the clearest choice of each prompt.
+    """
     engine = Engine(load_model(sft), tokenizer, max_batch=256)
     prompts = [prompt_of(f, tokenizer) for f in data.preference[: plan.preference_prompts]]
+    sampling = Sampling(n=CANDIDATES, temperature=TEMPERATURE, max_new_tokens=MAX_SUMMARY_TOKENS, seed=plan.seed)
     groups = rollouts(
-        prompts, engine, data.judge, Sampling(n=CANDIDATES, max_new_tokens=MAX_SUMMARY_TOKENS, seed=plan.seed),
-        encode=lambda prompt: encode_prompt(prompt, tokenizer), decode=engine.text,
-    )  # fmt: skip
+        prompts,
+        engine,
+        data.judge,
+        sampling,
+        encode=lambda prompt: encode_prompt(prompt, tokenizer),
+        decode=engine.text,
+    )
     finished = keep(groups, lambda sample: sample.finish_reason == "stop")
-    write_rows(rankings_by_plackett_luce(finished, NOISE, plan.seed, source="quickstart"), path, "trueline")
+    ranked = rankings_by_plackett_luce(finished, NOISE, plan.seed, source="quickstart")
+    write_rows((first_and_last(comparison) for comparison in ranked), pairs, "trueline")
+    write_rows(ranked, rankings, "trueline")
 
 
-def reward_model(sft: Path, preferences: Path, plan: Plan, out: Path) -> Path:
+def first_and_last(ranked: Comparison) -> Comparison:
+    """The pair of the best and the worst of a ranking."""
+    return replace(ranked, responses=(ranked.responses[0], ranked.responses[-1]), judgement=Ranking((1, 2)))
+
+
+def reward_model(sft: Path, rankings: Path, plan: Plan, out: Path) -> Path:
     """Bradley-Terry on the rankings, a tenth of the prompts held out."""
     return train(
-        Reward(center_rewards_coefficient=0.01), sft, preferences, out=out, max_steps=plan.reward_steps, eval_share=0.1,
-        per_device_train_batch_size=ROWS_PER_STEP["reward"], max_length=MAX_LENGTH, learning_rate=1e-4, lr_scheduler_type="linear",
+        Reward(center_rewards_coefficient=0.01), sft, rankings, out=out, max_steps=plan.reward_steps, eval_share=0.1,
+        per_device_train_batch_size=ROWS_PER_STEP["reward"], max_length=MAX_LENGTH, learning_rate=4e-4, lr_scheduler_type="linear",
         warmup_ratio=0.1, save_steps=100, logging_steps=2, seed=plan.seed,
     )  # fmt: skip
 
 
-def prefer(sft: Path, preferences: Path, plan: Plan, out: Path) -> Path:
-    """DPO on the same rankings, all six pairs of four summaries from one pass over their prompt."""
+def prefer(sft: Path, pairs: Path, plan: Plan, out: Path) -> Path:
+    """DPO on the pairs, both summaries of a prompt from one pass over it."""
     return train(
-        DPO(beta=0.1), sft, preferences, out=out, max_steps=plan.dpo_steps,
+        DPO(beta=0.1), sft, pairs, out=out, max_steps=plan.dpo_steps,
         per_device_train_batch_size=ROWS_PER_STEP["dpo"], max_length=MAX_LENGTH, learning_rate=1e-4, lr_scheduler_type="linear",
         warmup_ratio=0.1, save_steps=100, logging_steps=2, seed=plan.seed,
     )  # fmt: skip
