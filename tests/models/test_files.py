@@ -132,7 +132,7 @@ def test_saving_over_the_directory_it_came_from(tiny: Any, tmp_path: Path) -> No
 
 
 def test_saving_over_another_division_into_shards(tiny: Any, tmp_path: Path) -> None:
-    first, second = tiny(), tiny(qk_norm=False)
+    first, second = tiny(), tiny(tie_word_embeddings=False)
     for model, limit in ((first, 20_000), (second, 5 << 30), (first, 20_000)):
         save_model(model, tmp_path, max_shard_bytes=limit)
         assert fingerprint(load_model(tmp_path)) == fingerprint(model)

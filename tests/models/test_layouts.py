@@ -145,6 +145,10 @@ def test_activation_checkpointing_changes_nothing(tiny: Any, sequences: Any) -> 
     model = tiny()
     model.activation_checkpointing = True
     check(model, [row], Layout.packed(row.ids, row.scored))
+    calls: list[int] = []
+    model.layers[0].register_forward_pre_hook(lambda *_: calls.append(1))
+    model(Layout.packed(row.ids)).sum().backward()
+    assert len(calls) == 2  # the second time in the backward pass
 
 
 def test_modules_equal_fused(tiny: Any, sequences: Any) -> None:

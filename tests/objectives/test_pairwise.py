@@ -124,6 +124,13 @@ def test_bradley_terry_by_hand() -> None:
     assert model.scores.grad.sum().item() == pytest.approx(0, abs=1e-6)  # only differences matter
 
 
+def test_ties_count_in_no_accuracy() -> None:
+    rows = [row(2, rank=[1, 1]), row(2, rank=[1, 2])]
+    losses = Reward().loss(Scores([1.0, 0.0]), one_batch(Reward(), rows), Crew())
+    assert {name: losses.metrics[name][0].item() for name in ("accuracy", "margin")} == {"accuracy": 1, "margin": 1}
+    assert losses.metrics["accuracy"][1] == 1  # pairs
+
+
 def test_margin_and_centering() -> None:
     assert bradley_terry(torch.tensor(2.0), torch.tensor(1.0), 2.0).item() == pytest.approx(math.log(2))
     model, pair = Scores([1.0, 0.5]), row(2, margin=[0.5, 0.5])

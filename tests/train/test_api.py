@@ -121,11 +121,16 @@ def test_mistakes_are_answered_in_one_sentence(
         train(SFT(), files / "model", files / "chat.jsonl", out=files / "model", **FAST)
     with pytest.raises(ValueError, match="eval_steps is 5, and there is nothing to evaluate on: give eval_data"):
         train(DPO(), decoder(), pair_rows(4), out=files / "x", eval_steps=5, **FAST)
-    with pytest.raises(ValueError, match="early_stopping_patience is 2, .*: give eval_steps"):
-        train(DPO(), decoder(), pair_rows(4), out=files / "x", eval_rows=pair_rows(2), early_stopping_patience=2, **FAST)
+    with pytest.raises(ValueError, match=r"early_stopping_patience is 2, .*: give eval_steps"):
+        train(
+            DPO(), decoder(), pair_rows(4), out=files / "x", eval_rows=pair_rows(2), early_stopping_patience=2, **FAST
+        )
     foreign, small = decoder(vocab_size=40), decoder()
     small.config = dataclasses.replace(small.config, max_position_embeddings=8)
-    for model, says in ((foreign, "hold token id 6., and the model's vocabulary ends at 39"), (small, "give max_length = 8")):
+    for model, says in (
+        (foreign, "hold token id 6., and the model's vocabulary ends at 39"),
+        (small, "give max_length = 8"),
+    ):
         with pytest.raises(ValueError, match=says):
             train(DPO(), model, pair_rows(20), out=files / "x", **FAST)
         with pytest.raises(ValueError, match=says):

@@ -20,7 +20,7 @@ from trueline.objectives.reward import Reward
 from trueline.objectives.sft import SFT
 from trueline.protocols import Crew
 from trueline.records import Row
-from trueline.train.loop import backward
+from trueline.train.loop import backward, clip
 
 Rows = Callable[..., list[Row]]
 
@@ -109,6 +109,20 @@ def test_a_step_without_any_weight_changes_nothing(decoder: Callable[..., Decode
     ]
     flat, means = gradient(DPO(), decoder(), rows, Budget(rows=2, tokens=1000))
     assert flat.abs().max() == 0 and means["loss"] == 0
+
+
+def test_clipping_scales_to_the_limit_and_tells_the_norm_before(decoder: Callable[..., Decoder]) -> None:
+    model = decoder()
+
+    def norm_after(limit: float) -> float:
+        for parameter in model.parameters():
+            parameter.grad = torch.ones_like(parameter)
+        before = sum(parameter.numel() for parameter in model.parameters()) ** 0.5
+        assert clip(model, limit) == pytest.approx(before, rel=1e-5)
+        return float(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]).norm()) / before
+
+    assert norm_after(0.5) == pytest.approx(0.5 / sum(p.numel() for p in model.parameters()) ** 0.5, rel=1e-4)
+    assert norm_after(0) == norm_after(1e9) == pytest.approx(1)
 
 
 def test_neftune_makes_noise_in_training_only(decoder: Callable[..., Decoder], text_rows: Rows) -> None:
