@@ -49,6 +49,8 @@ def run(minutes: float, out: Path, from_scratch: bool, seed: int) -> Path:
     if minutes <= 0:
         raise ValueError(f"--minutes {minutes} is too short: give at least 1")
     out.mkdir(parents=True, exist_ok=True)
+    if (out / "plan.json").exists():
+        load_or_make(out / "plan.json", minutes, seed, from_scratch, None)  # another command is refused before any work
     console = Console()
     clock, begun = Clock(out, console), time.perf_counter()
     console.print(f"[bold]Trueline quickstart[/]: about {minutes:g} minutes on this machine, everything in {out}/")
@@ -141,7 +143,7 @@ def say_plan(plan: Plan, console: Console) -> None:
         )
     if plan.from_scratch:
         console.print(
-            "[yellow]from scratch: expect fluent English about the wrong function; the shipped base model read far more[/]"
+            "[yellow]from scratch: expect English about the wrong function at best; the shipped base model has read far more[/]"
         )
 
 
