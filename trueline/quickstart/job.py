@@ -167,7 +167,7 @@ def context(data: Data, plan: Plan, clock: Clock, out: Path) -> dict[str, Any]:
             "versions": f"Python {platform.python_version()}, torch {version('torch')}",
         },
         "next_commands": [
-            f"trueline generate --model {out}/dpo --prompt 'name: read config file'",
+            f"trueline generate 'name: read config file' --chat --temperature 0 --model {out}/dpo",
             "trueline data inspect YOUR_PREFERENCES.jsonl",
             "trueline dpo --model YOUR_MODEL --data YOUR_PREFERENCES.jsonl --out runs/dpo --dry_run",
         ],
