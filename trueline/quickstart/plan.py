@@ -28,7 +28,7 @@ from trueline.tokens import Tokenizer
 
 ROWS_PER_STEP = {"sft": 32, "reward": 16, "dpo": 32}
 """Rows per optimizer step; a reward row is one prompt with its ranked summaries, a DPO row one with two."""
-SHARES = {"base": 0.0, "sft": 0.34, "sample": 0.12, "reward": 0.11, "dpo": 0.17, "evaluate": 0.17}
+SHARES = {"base": 0.0, "sft": 0.36, "sample": 0.12, "reward": 0.16, "dpo": 0.14, "evaluate": 0.14}
 """Of the minutes; the rest is for the harvest and for what the probe misjudges."""
 SCRATCH_SHARES = {"base": 0.42, "sft": 0.12, "sample": 0.08, "reward": 0.07, "dpo": 0.1, "evaluate": 0.12}
 SUMMARY_TOKENS = 20
@@ -84,15 +84,17 @@ def make_plan(minutes: float, seed: int, from_scratch: bool, used_seconds: float
         per_step = ROWS_PER_STEP[stage] * tokens_per_row * cost / train_speed
         return fit(stage, time_for[stage] / per_step)
 
+    prompts_ranked = fit("sample", time_for["sample"] * sample_speed / CANDIDATES)
+    one_pass = max(1, prompts_ranked // ROWS_PER_STEP["dpo"])
     return Plan(
         minutes=minutes,
         seed=seed,
         from_scratch=from_scratch,
         base_steps=fit("base", time_for["base"] * train_speed / 4096) if from_scratch else 0,
         sft_steps=steps("sft", row_tokens),
-        preference_prompts=fit("sample", time_for["sample"] * sample_speed / CANDIDATES),
+        preference_prompts=prompts_ranked,
         reward_steps=steps("reward", group_tokens),
-        dpo_steps=steps("dpo", pair_tokens, cost=4 / 3),
+        dpo_steps=min(one_pass, steps("dpo", pair_tokens, cost=4 / 3)),  # a second pass learns the annotator's noise
         test_prompts=fit("evaluate", time_for["evaluate"] * sample_speed / 16),
         training_tokens_per_second=round(train_speed, 1),
         responses_per_second=round(sample_speed, 2),

@@ -173,6 +173,6 @@ def prefer(sft: Path, pairs: Path, plan: Plan, out: Path) -> Path:
     """DPO on the pairs, both summaries of a prompt from one pass over it."""
     return train(
         DPO(beta=0.1), sft, pairs, out=out, max_steps=plan.dpo_steps,
-        per_device_train_batch_size=ROWS_PER_STEP["dpo"], max_length=MAX_LENGTH, learning_rate=1e-4, lr_scheduler_type="linear",
+        per_device_train_batch_size=ROWS_PER_STEP["dpo"], max_length=MAX_LENGTH, learning_rate=5e-5, lr_scheduler_type="linear",
         warmup_ratio=0.1, save_steps=100, logging_steps=2, seed=plan.seed,
     )  # fmt: skip
