@@ -23,7 +23,7 @@ def make_loud(model: torch.nn.Module, seed: int = 0) -> None:
             parameter.copy_(noise * 0.15 if parameter.dim() > 1 else 1 + noise * 0.2)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")  # property tests, too, can take it: every call makes a new model
 def tiny() -> Any:
     """tiny(**fields) -> a small decoder with loud weights."""
 

@@ -12,9 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from trueline.models.attention import Layout, _attend_generic, attend, common_prefix, tree_tokens
-from trueline.models.config import DecoderConfig
 from trueline.models.decoder import Decoder
-from trueline.models.files import new_model
 from trueline.models.head import token_logps
 from trueline.records import Row
 
@@ -51,41 +49,19 @@ def row_of(ids: list[np.ndarray], scored_from: int = 1) -> Row:
     return Row(ids=tuple(ids), scored=tuple(np.arange(len(x)) >= max(1, scored_from) for x in ids))
 
 
-def random_model() -> Decoder:
-    model = new_model(
-        DecoderConfig(
-            vocab_size=61,
-            hidden_size=32,
-            intermediate_size=48,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            head_dim=8,
-            qk_norm=True,
-            tie_word_embeddings=True,
-        )
-    )
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            noise = torch.randn(parameter.shape, generator=generator)
-            parameter.copy_(noise * 0.15 if parameter.dim() > 1 else 1 + noise * 0.2)
-    return model
-
-
 small_ids = st.lists(st.integers(0, 3), min_size=1, max_size=9).map(lambda x: np.array(x, np.int32))
 small_rows = st.lists(st.lists(small_ids, min_size=1, max_size=4), min_size=1, max_size=3)
 
 
 @settings(max_examples=25, deadline=None)
 @given(small_rows, st.integers(0, 6))
-def test_any_tree_equals_one_by_one(drawn: list[list[np.ndarray]], scored_from: int) -> None:
+def test_any_tree_equals_one_by_one(tiny: Any, drawn: list[list[np.ndarray]], scored_from: int) -> None:
     """Three token values, so prefixes, nested sharing, repeats and one sequence inside another all occur."""
     rows = [row_of(ids, scored_from) for ids in drawn]
     rows.append(row_of([np.array([1, 2, 3], np.int32)]))  # at least one token is scored
     layout = Layout.tree(rows)
     assert layout.num_tokens == sum(tree_tokens(row) for row in rows)
-    check(random_model(), rows, layout)
+    check(tiny(), rows, layout)
 
 
 @pytest.mark.parametrize("heads, kv_heads", [(4, 4), (4, 2), (6, 1)])
