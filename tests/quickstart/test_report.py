@@ -26,6 +26,7 @@ def results() -> dict[str, object]:
     return {
         "seed": 0,
         "num_test": 300,
+        "best_of": 8,
         "notes": ["13 minutes planned"],
         "models": {
             "human": model(7.1), "sft": model(5.0, kl={"mean": 0.0, "se": 0.0}), "best-of-n": model(5.5, gain_over_sft=gain),

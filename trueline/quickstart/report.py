@@ -103,6 +103,7 @@ def legend(results: Mapping[str, Any]) -> str:
     """What the columns mean, and the reward model in one sentence."""
     rm = results["reward_model"]
     return (
+        f"SFT and DPO decode greedily; best-of-n takes what the reward model likes best of {results['best_of']} samples. "
         "Judge score: the PEP 257 rule, 0 to 10. Wins count ties as half; intervals are 95%. KL in nats per response, on "
         "sampled responses at their temperature. Name words: share of the function's name that its summary speaks of; beside it "
         "the same against another function's name. Recall: content words of the human docstring that occur in neither name nor "
