@@ -55,6 +55,7 @@ def step(model: Decoder, layout: Layout, equal_weights: bool) -> float:
 
 
 def tree_case(model: Decoder, rng: np.random.Generator, num_rows: int, responses: int) -> Case:
+    """Preference rows as trees, and every response with its prompt on its own."""
     rows = []
     for _ in range(num_rows):
         lengths = (rng.integers(90, 131), *rng.integers(10, 21, responses))
@@ -71,6 +72,7 @@ def tree_case(model: Decoder, rng: np.random.Generator, num_rows: int, responses
 
 
 def padding_case(model: Decoder, peer: transformers.Qwen3ForCausalLM, ids: list[np.ndarray], name: str) -> Case:
+    """Rows of mixed length without padding, and transformers' model on a padded batch of the same weights."""
     labels_BL = pad_sequence([torch.from_numpy(x) for x in ids], batch_first=True, padding_value=-100)
     ids_BL, mask_BL = labels_BL.clamp(min=0), (labels_BL >= 0).long()
 
@@ -85,6 +87,7 @@ def padding_case(model: Decoder, peer: transformers.Qwen3ForCausalLM, ids: list[
 
 
 def head_case(tokens: int, width: int, vocabulary: int, equal_weights: bool) -> Case:
+    """The fused head, and cross-entropy on all logits."""
     generator = torch.Generator().manual_seed(0)
     hidden_TD = torch.randn(tokens, width, generator=generator).requires_grad_()
     weight_VD = (torch.randn(vocabulary, width, generator=generator) * 0.02).requires_grad_()
@@ -126,6 +129,7 @@ def table(cases: list[Case], repeats: int) -> str:
 
 
 def main() -> None:
+    """Measure every case in one run, interleaved, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=9, help="times each side runs")
     parser.add_argument("--quick", action="store_true", help="small shapes, two repeats")
