@@ -3,7 +3,7 @@
 Claim: on the CPU (1) preference rows cost less as trees than as separate sequences, (2) packed rows cost less than a
 padded batch of transformers, (3) never holding all logits costs little time when tokens weigh equally.
 
-    python bench/layouts.py [--repeats 9] [--quick]    two minutes on two cores; --quick only shows that it runs
+    python bench/layouts.py [--repeats 7] [--quick]    two minutes on two cores; --quick only shows that it runs
 
 Compared in one process: float32, uncompiled, the same weights and scored tokens, gradients of all parameters:
 (1) `Layout.tree` with `Layout.packed`: prompts of 90-130 tokens, K responses of 10-20, only responses scored;
@@ -131,7 +131,7 @@ def table(cases: list[Case], repeats: int) -> str:
 def main() -> None:
     """Measure every case in one run, interleaved, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=9, help="times each side runs")
+    parser.add_argument("--repeats", type=int, default=7, help="times each side runs")
     parser.add_argument("--quick", action="store_true", help="small shapes, two repeats")
     args = parser.parse_args()
     repeats, cut = (2, 8) if args.quick else (max(1, args.repeats), 1)
