@@ -4,6 +4,9 @@
     python -m recipes.base_model --corpus CORPUS --out RUN                  train; the same command resumes after a kill
     python -m recipes.base_model --corpus CORPUS --out RUN --export trueline/quickstart/base
 
+A later leg goes on from an exported model, with its tokenizer: add `--start trueline/quickstart/base --seed 1` to both commands.
+Each leg's history is kept beside the model (legs.json) and told by its card.
+
 Cost: 6 x 7.9M x tokens floating-point operations, about an hour per 10M tokens on two cores in float32.
 What it learns from: functions in the words of the quickstart's prompt, followed by the first paragraph of their docstring; rows that
 tie names to words and bodies to names; docstring prose; source code. All tokens are trained on, in windows of 512.
@@ -19,6 +22,7 @@ import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -151,15 +155,14 @@ def train_phase(
     )  # fmt: skip
 
 
-def train(corpus: Path, out: Path, num_tokens: int, seed: int, steps: int = 0) -> Path:
-    """All phases; resumes where it was."""
+def train(corpus: Path, out: Path, num_tokens: int, seed: int, start: Path | None = None, steps: int = 0) -> Path:
+    """All phases, from a fresh model or from the folder `start`; resumes where it was."""
     out.mkdir(parents=True, exist_ok=True)
-    tokenizer = tokenizer_of(corpus, out, seed)
-    model: Path | Decoder = new_model(DecoderConfig.from_hf(SHAPE), seed)
+    tokenizer = load_tokenizer(start) if start else tokenizer_of(corpus, out, seed)
+    model: Path | Decoder = start or new_model(DecoderConfig.from_hf(SHAPE), seed)
     for number, phase in enumerate(PHASES, 1):
-        model = train_phase(
-            corpus, out / phase.name, phase, model, tokenizer, int(phase.share * num_tokens), seed + number
-        )
+        num_phase_tokens = int(phase.share * num_tokens)
+        model = train_phase(corpus, out / phase.name, phase, model, tokenizer, num_phase_tokens, 10 * seed + number, steps)
     assert isinstance(model, Path)
     return model
 
@@ -179,42 +182,51 @@ def held_out_bits_per_byte(model: Decoder, tokenizer: Tokenizer, pieces: int = 2
     return nats / num_bytes / math.log(2)
 
 
-def export(corpus: Path, run: Path, history: Sequence[Path], folder: Path, note: str = "") -> None:
-    """The model of `run` in bfloat16, its tokenizer, and a card that says where it comes from.
+def leg(phase: Phase, run: Path) -> dict[str, object]:
+    """What one phase did, for legs.json: a curve of at most 16 points."""
+    lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    losses = [(m["step"], round(m["loss"], 3)) for m in map(json.loads, lines) if "loss" in m]
+    steps = losses[-1][0]
+    return {
+        "phase": phase.name,
+        "steps": steps,
+        "tokens": steps * STEP_WINDOWS * CONTEXT,
+        "learning_rate": phase.learning_rate,
+        "schedule": phase.schedule,
+        "mixture": dict(phase.mixture),
+        "losses": losses[:-1][:: max(1, len(losses) // 12)] + losses[-1:],
+    }
 
-    `history` are the phases' folders; `note` says what the card should add about this very training.
-    """
+
+def export(corpus: Path, out: Path, folder: Path, start: Path | None = None) -> None:
+    """The model of the last phase in bfloat16, its tokenizer, its history, and a card that says where it comes from."""
+    run = out / PHASES[-1].name
+    legs = json.loads((start / "legs.json").read_text(encoding="utf-8")) if start else []
+    legs += [leg(phase, out / phase.name) for phase in PHASES]
     save_model(load_model(run, dtype=torch.bfloat16), folder)
     tokenizer = load_tokenizer(run)
     tokenizer.save(folder)
-    curve: list[tuple[int, float]] = []
-    before = 0
-    for phase in history:
-        metrics = [json.loads(line) for line in (phase / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-        curve += [(before + m["step"], round(m["loss"], 4)) for m in metrics if "loss" in m]
-        before = curve[-1][0]
-    facts = {
-        "bits_per_byte": held_out_bits_per_byte(load_model(folder), tokenizer),
-        "steps": before,
-        "tokens": before * STEP_WINDOWS * CONTEXT,
-    }
-    (folder / "README.md").write_text(
-        card(json.loads((corpus / "data.json").read_text(encoding="utf-8")), facts, curve, note), encoding="utf-8"
-    )
-    print(facts)
+    bits = held_out_bits_per_byte(load_model(folder), tokenizer)
+    data = json.loads((corpus / "data.json").read_text(encoding="utf-8"))
+    (folder / "legs.json").write_text(json.dumps(legs), encoding="utf-8")
+    (folder / "README.md").write_text(card(data, legs, bits), encoding="utf-8")
+    print(f"{bits:.3f} bits per byte after {sum(part['tokens'] for part in legs):,} tokens")
 
 
-def card(data: dict[str, object], facts: dict[str, object], curve: Sequence[tuple[int, float]], note: str = "") -> str:
+def card(data: Mapping[str, Any], legs: Sequence[Mapping[str, Any]], bits_per_byte: float) -> str:
     """The model card."""
-    packages = data["packages"]
-    assert isinstance(packages, list)
-    rows = "\n".join(f"| {p['distribution']} {p['version']} | {p['licence']} | {p['pairs']:,} |" for p in packages)
-    milestones = "\n".join(f"| {step} | {loss:.3f} |" for step, loss in curve[:: max(1, len(curve) // 16)])
-    phases = "\n".join(
-        f"- {p.name}: learning rate {p.learning_rate:g}, {p.schedule}; shares of tokens "
-        + ", ".join(f"{kind} {share:.2f}" for kind, share in p.mixture.items())
-        for p in PHASES
+    packages = "\n".join(f"| {p['distribution']} {p['version']} | {p['licence']} | {p['pairs']:,} |" for p in data["packages"])
+    history = "\n".join(
+        f"| {part['phase']} | {part['tokens']:,} | {part['learning_rate']:g}, {part['schedule']} | "
+        + ", ".join(f"{kind} {share:.2f}" for kind, share in part["mixture"].items())
+        + " |"
+        for part in legs
     )
+    curve, before = [], 0
+    for part in legs:
+        curve += [f"| {before + step:,} | {loss:.3f} |" for step, loss in part["losses"]]
+        before += part["steps"]
+    losses = "\n".join(curve)
     return f"""---
 license: apache-2.0
 library_name: trueline
@@ -227,26 +239,30 @@ A decoder of 7.9M parameters (Qwen3 layout, 384 wide, 4 layers, vocabulary {VOCA
 that the quickstart starts from. It has read Python source code, its documentation, and functions paired with the first
 paragraph of their docstring. It is no assistant.
 
-Trained on {facts["tokens"]:,} tokens in {facts["steps"]:,} steps of {STEP_WINDOWS} x {CONTEXT}, float32, seed 0, AdamW, in phases:
+Trained on {sum(part["tokens"] for part in legs):,} tokens in {before:,} steps of {STEP_WINDOWS} x {CONTEXT}, float32, AdamW, in phases:
 
-{phases}
-{note}
-**{facts["bits_per_byte"]:.3f} bits per byte** on source code of the held-out packages.
+| phase | tokens | learning rate | share of tokens by kind |
+|---|---|---|---|
+{history}
+
+**{bits_per_byte:.3f} bits per byte** on source code of the held-out packages.
 
     python -m recipes.base_model_corpus --packages PACKAGES --out CORPUS
-    python -m recipes.base_model --corpus CORPUS --out RUN --tokens {facts["tokens"]}
+    python -m recipes.base_model --corpus CORPUS --out RUN
     python -m recipes.base_model --corpus CORPUS --out RUN --export trueline/quickstart/base
+
+A pair of phases after the first starts where the one before ended: `--start trueline/quickstart/base --seed 1`, and so on.
 
 | step | training loss |
 |---|---|
-{milestones}
+{losses}
 
 The packages {", ".join(TEST_PACKAGES)} are the quickstart's test set: neither they nor copies of
 their functions are in the data.
 
 | package | licence | functions |
 |---|---|---|
-{rows}
+{packages}
 """
 
 
@@ -266,6 +282,10 @@ def rehearse(folder: Path) -> None:
         lines = [json.dumps({"text": f"Compute the mean number {n} of all values. " * 8}) for n in range(40)]
         (corpus / f"{kind}.jsonl").write_text("\n".join(lines), encoding="utf-8")
     train(corpus, folder / "run", 20_000, seed=0, steps=2)
+    (corpus / "data.json").write_text(json.dumps({"packages": []}), encoding="utf-8")
+    export(corpus, folder / "run", folder / "first")
+    train(corpus, folder / "second", 20_000, seed=1, start=folder / "first", steps=2)
+    export(corpus, folder / "second", folder / "first", start=folder / "first")
 
 
 def main() -> None:
@@ -274,14 +294,14 @@ def main() -> None:
     parser.add_argument("--corpus", type=Path, required=True, help="folder written by recipes/base_model_corpus.py")
     parser.add_argument("--out", type=Path, required=True, help="run folder")
     parser.add_argument("--tokens", type=float, default=30e6, help="tokens to train on, one pass")
+    parser.add_argument("--start", type=Path, help="an exported model to go on from; without it, tokenizer and weights are new")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--export", type=Path, help="write the finished model to this folder instead of training")
     args = parser.parse_args()
     if args.export:
-        folders = [args.out / phase.name for phase in PHASES]
-        export(args.corpus, folders[-1], folders, args.export)
+        export(args.corpus, args.out, args.export, args.start)
     else:
-        train(args.corpus, args.out, int(args.tokens), args.seed)
+        train(args.corpus, args.out, int(args.tokens), args.seed, args.start)
 
 
 if __name__ == "__main__":
