@@ -15,20 +15,23 @@ from trueline.models.scorer import PolicyScorer, RewardScorer, ScalarModel
 from trueline.records import Row
 
 
-@pytest.mark.parametrize("temperature", [1.0, 0.7])
-def test_head_equals_log_softmax(temperature: float) -> None:
-    """Several chunks, repeated rows, an arbitrary upstream gradient."""
+@pytest.mark.parametrize("temperature, cap", [(1.0, None), (0.7, None), (1.0, 2.0), (0.7, 3.0)])
+def test_head_equals_log_softmax(temperature: float, cap: float | None) -> None:
+    """Several chunks, repeated rows, an arbitrary upstream gradient, with and without a soft cap."""
     torch.manual_seed(0)
     hidden_TD, weight_VD = torch.randn(20, 8, requires_grad=True), torch.randn(13, 8, requires_grad=True)
     rows_N, targets_N, upstream_N = torch.randint(0, 20, (50,)), torch.randint(0, 13, (50,)), torch.randn(50)
-    logps_NV = (hidden_TD[rows_N] @ weight_VD.T / temperature).log_softmax(-1)
+    logits_NV = hidden_TD[rows_N] @ weight_VD.T
+    if cap is not None:
+        logits_NV = cap * (logits_NV / cap).tanh()
+    logps_NV = (logits_NV / temperature).log_softmax(-1)
     expected_N = logps_NV[torch.arange(50), targets_N]
     (expected_N * upstream_N).sum().backward()
     grads = hidden_TD.grad.clone(), weight_VD.grad.clone()
     hidden_TD.grad = weight_VD.grad = None
     for chunk_bytes in (4 * 13 * 7, 1 << 20):
         scores = token_logps(
-            hidden_TD, weight_VD, (rows_N, targets_N), temperature=temperature, chunk_bytes=chunk_bytes
+            hidden_TD, weight_VD, (rows_N, targets_N), temperature=temperature, cap=cap, chunk_bytes=chunk_bytes
         )
         hidden_TD.grad = weight_VD.grad = None
         (scores.logps_N * upstream_N).sum().backward()
@@ -39,8 +42,8 @@ def test_head_equals_log_softmax(temperature: float) -> None:
         torch.testing.assert_close(scores.entropy_N, -(logps_NV.exp() * logps_NV).sum(-1).detach(), atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("kept", [True, False])
-def test_equal_weights_is_a_hint_only(kept: bool) -> None:
+@pytest.mark.parametrize("kept, cap", [(True, None), (False, None), (True, 2.0)])
+def test_equal_weights_is_a_hint_only(kept: bool, cap: float | None) -> None:
     """The gradient formed in the forward pass, when the promise is kept and when it is broken."""
     torch.manual_seed(1)
     hidden_TD, weight_VD = torch.randn(20, 8, requires_grad=True), torch.randn(13, 8, requires_grad=True)
@@ -49,7 +52,9 @@ def test_equal_weights_is_a_hint_only(kept: bool) -> None:
     grads = []
     for hint in (False, True):
         hidden_TD.grad = weight_VD.grad = None
-        scores = token_logps(hidden_TD, weight_VD, where, temperature=0.8, equal_weights=hint, chunk_bytes=4 * 13 * 7)
+        scores = token_logps(
+            hidden_TD, weight_VD, where, temperature=0.8, cap=cap, equal_weights=hint, chunk_bytes=4 * 13 * 7
+        )
         (scores.logps_N * upstream_N).sum().backward()
         grads.append((hidden_TD.grad.clone(), weight_VD.grad.clone()))
     for a, b in zip(*grads, strict=True):

@@ -39,11 +39,14 @@ def token_logps(
     where: Layout | tuple[Tensor, Tensor],
     *,
     temperature: float = 1.0,
+    cap: float | None = None,
     equal_weights: bool = False,
     chunk_bytes: int = 0,
 ) -> TokenScores:
     """Scores the tokens that `where` (a Layout, or predicted_by_N and targets_N) names.
 
+    `cap` bends the logits smoothly into (-cap, cap), before the temperature: Gemma 2's final soft cap, 2408.00118; pass
+    the model's `logit_cap`.
     `equal_weights` promises a loss that is a multiple of logps_N.sum(): one product of four is saved in training. A
     broken promise costs time, never correctness. `chunk_bytes` bounds the logits held at a time; 0 takes what fits a
     core's cache on a CPU, and enough for large products elsewhere.
@@ -51,12 +54,17 @@ def token_logps(
     chunk_bytes = chunk_bytes or (4 << 20 if hidden_TD.device.type == "cpu" else 256 << 20)
     predicted_by_N, targets_N = (where.predicted_by_N, where.targets_N) if isinstance(where, Layout) else where
     rows = max(1, chunk_bytes // (4 * weight_VD.shape[0]))
-    early = equal_weights and torch.is_grad_enabled()
-    return TokenScores(*_Head.apply(hidden_TD, weight_VD, predicted_by_N, targets_N, temperature, rows, early))
+    early = equal_weights and torch.is_grad_enabled() and cap is None
+    return TokenScores(*_Head.apply(hidden_TD, weight_VD, predicted_by_N, targets_N, temperature, cap, rows, early))
 
 
-def _logits(hidden_CD: Tensor, weight_VD: Tensor, temperature: float) -> Tensor:
-    logits_CV = (hidden_CD @ weight_VD.T).float()
+def soft_cap(logits: Tensor, cap: float | None) -> Tensor:
+    """cap tanh(logits / cap), in place; without a cap the logits as they are."""
+    return logits if cap is None else logits.div_(cap).tanh_().mul_(cap)
+
+
+def _logits(hidden_CD: Tensor, weight_VD: Tensor, temperature: float, cap: float | None) -> Tensor:
+    logits_CV = soft_cap((hidden_CD @ weight_VD.T).float(), cap)
     return logits_CV if temperature == 1 else logits_CV.div_(temperature)
 
 
@@ -84,10 +92,11 @@ class _Head(torch.autograd.Function):
         predicted_by_N: Tensor,
         targets_N: Tensor,
         temperature: float,
+        cap: float | None,
         rows: int,
         early: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        ctx.product, ctx.temperature, ctx.rows = product_dtype(hidden_TD), temperature, rows
+        ctx.product, ctx.temperature, ctx.cap, ctx.rows = product_dtype(hidden_TD), temperature, cap, rows
         early = early and any(ctx.needs_input_grad)
         sums = _Gradients(hidden_TD, weight_VD, ctx.product, ctx.needs_input_grad if early else (False, False))
         logps_N, entropy_N, normalizers_N = (hidden_TD.new_empty(len(targets_N), dtype=torch.float32) for _ in range(3))
@@ -96,7 +105,7 @@ class _Head(torch.autograd.Function):
             for i in range(0, len(targets_N), rows):
                 c = slice(i, i + rows)
                 hidden_CD = hidden_TD.index_select(0, predicted_by_N[c]).to(ctx.product)
-                logits_CV = _logits(hidden_CD, sums.weight, temperature)
+                logits_CV = _logits(hidden_CD, sums.weight, temperature, cap)
                 largest_C1 = logits_CV.amax(1, keepdim=True)
                 logits_CV -= largest_C1  # 0 at the most likely token
                 target_C = logits_CV.gather(1, targets_N[c, None]).squeeze(1)
@@ -124,13 +133,17 @@ class _Head(torch.autograd.Function):
         if ctx.early and len(grad_N) and bool((grad_N == grad_N[0]).all()):
             sums, scale = ctx.sums, grad_N[0]
             parts = [None if s is None else s * scale for s in (sums.hidden_sum, sums.weight_sum)]
-            return like(parts[0], hidden_TD), like(parts[1], weight_VD), None, None, None, None, None
+            return like(parts[0], hidden_TD), like(parts[1], weight_VD), None, None, None, None, None, None
         sums = _Gradients(hidden_TD, weight_VD, ctx.product, ctx.needs_input_grad)
         for i in range(0, len(grad_N), ctx.rows):
             c = slice(i, i + ctx.rows)
             hidden_CD = hidden_TD.index_select(0, predicted_by_N[c]).to(ctx.product)
-            slope_CV = _logits(hidden_CD, sums.weight, ctx.temperature).sub_(normalizers_N[c, None]).exp_()
+            slope_CV = _logits(hidden_CD, sums.weight, ctx.temperature, ctx.cap)
+            bend_CV = None if ctx.cap is None else 1 - (slope_CV * (ctx.temperature / ctx.cap)) ** 2  # tanh' = 1 - tanh^2
+            slope_CV = slope_CV.sub_(normalizers_N[c, None]).exp_()
             scale_C1 = grad_N[c, None].float() / ctx.temperature
             slope_CV.mul_(-scale_C1).scatter_add_(1, targets_N[c, None], scale_C1)
+            if bend_CV is not None:
+                slope_CV.mul_(bend_CV)
             sums.add(slope_CV, hidden_CD, predicted_by_N[c])
-        return sums.hidden_sum, like(sums.weight_sum, weight_VD), None, None, None, None, None
+        return sums.hidden_sum, like(sums.weight_sum, weight_VD), None, None, None, None, None, None
