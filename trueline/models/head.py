@@ -2,10 +2,10 @@
 
     hidden_TD --rows predicted_by_N--> hidden_CD x weight_VD -> logits_CV -> logps_N, correct_N, entropy_N
 
-Forward and backward walk over chunks of C rows; the forward keeps one log-normaliser per token, the backward computes a
-chunk's logits once more. A loss that weighs all tokens equally (next-token, SFT) can say so: then the forward computes
-the gradient of the sum while a chunk's probabilities are at hand, and the backward only scales it. Under bfloat16
-autocast the products run in bfloat16, the softmax in float32.
+Forward and backward walk over chunks of C rows. The forward keeps one log-normaliser per token and the backward computes
+a chunk's logits once more, unless all probabilities together are small enough to keep. A loss that weighs all tokens
+equally (next-token, SFT) can say so: then the forward computes the gradient of the sum while a chunk's probabilities are
+at hand, and the backward only scales it. Under bfloat16 autocast the products run in bfloat16, the softmax in float32.
 
 Legend: T positions, N scored tokens, D width, V vocabulary, C rows of a chunk.
 """
@@ -48,14 +48,22 @@ def token_logps(
     `cap` bends the logits smoothly into (-cap, cap), before the temperature: Gemma 2's final soft cap, 2408.00118; pass
     the model's `logit_cap`.
     `equal_weights` promises a loss that is a multiple of logps_N.sum(): one product of four is saved in training. A
-    broken promise costs time, never correctness. `chunk_bytes` bounds the logits held at a time; 0 takes what fits a
-    core's cache on a CPU, and enough for large products elsewhere.
+    broken promise costs time, never correctness. `chunk_bytes` bounds the logits held at a time, and the probabilities
+    kept for the backward pass; 0 takes 64 MB on a CPU and 256 MB elsewhere, and at least 64 rows.
     """
-    chunk_bytes = chunk_bytes or (4 << 20 if hidden_TD.device.type == "cpu" else 256 << 20)
     predicted_by_N, targets_N = (where.predicted_by_N, where.targets_N) if isinstance(where, Layout) else where
-    rows = max(1, chunk_bytes // (4 * weight_VD.shape[0]))
-    early = equal_weights and torch.is_grad_enabled() and cap is None
-    return TokenScores(*_Head.apply(hidden_TD, weight_VD, predicted_by_N, targets_N, temperature, cap, rows, early))
+    on_cpu, row_bytes = hidden_TD.device.type == "cpu", 4 * weight_VD.shape[0]
+    limit = chunk_bytes or (64 << 20 if on_cpu else 256 << 20)
+    rows = max(1 if chunk_bytes else 64, limit // row_bytes)
+    if on_cpu and not chunk_bytes:
+        rows = min(rows, 256)  # products are at full speed from there on, and the softmax stays in cache
+    early = equal_weights and cap is None
+    keep = not early and cap is None and len(targets_N) * row_bytes <= limit
+    needs_gradient = torch.is_grad_enabled()
+    return TokenScores(*_Head.apply(
+        hidden_TD, weight_VD, predicted_by_N, targets_N, temperature, cap, rows, early and needs_gradient,
+        keep and needs_gradient,
+    ))  # fmt: skip
 
 
 def soft_cap(logits: Tensor, cap: float | None) -> Tensor:
@@ -95,9 +103,11 @@ class _Head(torch.autograd.Function):
         cap: float | None,
         rows: int,
         early: bool,
+        keep: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
         ctx.product, ctx.temperature, ctx.cap, ctx.rows = product_dtype(hidden_TD), temperature, cap, rows
-        early = early and any(ctx.needs_input_grad)
+        early, keep = (wanted and any(ctx.needs_input_grad) for wanted in (early, keep))
+        kept: list[Tensor] = []
         sums = _Gradients(hidden_TD, weight_VD, ctx.product, ctx.needs_input_grad if early else (False, False))
         logps_N, entropy_N, normalizers_N = (hidden_TD.new_empty(len(targets_N), dtype=torch.float32) for _ in range(3))
         correct_N = torch.empty_like(targets_N, dtype=torch.bool)
@@ -120,7 +130,9 @@ class _Head(torch.autograd.Function):
                     slope_CV = odds_CV.div_((total_C * -temperature)[:, None])
                     slope_CV.scatter_add_(1, targets_N[c, None], torch.full_like(target_C[:, None], 1 / temperature))
                     sums.add(slope_CV, hidden_CD, predicted_by_N[c])
-        ctx.early = early
+                elif keep:
+                    kept.append(odds_CV.div_(total_C[:, None]))
+        ctx.early, ctx.kept = early, kept
         ctx.save_for_backward(hidden_TD, weight_VD, predicted_by_N, targets_N, normalizers_N)
         ctx.sums = sums if early else None
         ctx.mark_non_differentiable(correct_N, entropy_N)
@@ -133,17 +145,21 @@ class _Head(torch.autograd.Function):
         if ctx.early and len(grad_N) and bool((grad_N == grad_N[0]).all()):
             sums, scale = ctx.sums, grad_N[0]
             parts = [None if s is None else s * scale for s in (sums.hidden_sum, sums.weight_sum)]
-            return like(parts[0], hidden_TD), like(parts[1], weight_VD), None, None, None, None, None, None
+            return like(parts[0], hidden_TD), like(parts[1], weight_VD), None, None, None, None, None, None, None
         sums = _Gradients(hidden_TD, weight_VD, ctx.product, ctx.needs_input_grad)
-        for i in range(0, len(grad_N), ctx.rows):
+        for number, i in enumerate(range(0, len(grad_N), ctx.rows)):
             c = slice(i, i + ctx.rows)
             hidden_CD = hidden_TD.index_select(0, predicted_by_N[c]).to(ctx.product)
-            slope_CV = _logits(hidden_CD, sums.weight, ctx.temperature, ctx.cap)
-            bend_CV = None if ctx.cap is None else 1 - (slope_CV * (ctx.temperature / ctx.cap)) ** 2  # tanh' = 1 - tanh^2
-            slope_CV = slope_CV.sub_(normalizers_N[c, None]).exp_()
-            scale_C1 = grad_N[c, None].float() / ctx.temperature
-            slope_CV.mul_(-scale_C1).scatter_add_(1, targets_N[c, None], scale_C1)
+            scale_C1, bend_CV = grad_N[c, None].float() / ctx.temperature, None
+            if ctx.kept:
+                slope_CV = ctx.kept[number] * -scale_C1
+            else:
+                slope_CV = _logits(hidden_CD, sums.weight, ctx.temperature, ctx.cap)
+                if ctx.cap is not None:
+                    bend_CV = 1 - (slope_CV * (ctx.temperature / ctx.cap)) ** 2  # tanh' = 1 - tanh^2
+                slope_CV.sub_(normalizers_N[c, None]).exp_().mul_(-scale_C1)
+            slope_CV.scatter_add_(1, targets_N[c, None], scale_C1)
             if bend_CV is not None:
                 slope_CV.mul_(bend_CV)
             sums.add(slope_CV, hidden_CD, predicted_by_N[c])
-        return sums.hidden_sum, like(sums.weight_sum, weight_VD), None, None, None, None, None, None
+        return sums.hidden_sum, like(sums.weight_sum, weight_VD), None, None, None, None, None, None, None
