@@ -41,6 +41,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 
+from trueline import __version__
 from trueline.store import canonical_json, fingerprint, write_atomic
 
 Sink = Callable[[int, Mapping[str, float]], None]
@@ -220,7 +221,7 @@ def environment() -> dict[str, Any]:
         try:
             versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
-            versions[name] = None
+            versions[name] = __version__ if name == "trueline" else None  # a source tree needs no installation
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),

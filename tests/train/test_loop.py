@@ -86,6 +86,15 @@ def test_early_stopping_ends_the_run(tmp_path: Path, decoder: Make, text_rows: R
     assert any("early" in row["event"] for row in read_lines(out / "events.jsonl"))
 
 
+def test_early_stopping_logs_the_steps_since_the_last_line(tmp_path: Path, decoder: Make, text_rows: Rows) -> None:
+    out = train(Ruined(), decoder(), text_rows(30), out=tmp_path / "run", eval_rows=text_rows(8, seed=4), max_steps=100, learning_rate=3e-3,
+                lr_scheduler_type="constant", eval_steps=4, logging_steps=9, save_steps=0, early_stopping_patience=2)  # fmt: skip
+    end = json.loads((out / "finished.json").read_text())["steps"]
+    assert end % 9, "the last window is a part of one"
+    last = [row for row in read_lines(out / "metrics.jsonl") if "loss" in row][-1]
+    assert last["step"] == end and {"grad_norm", "learning_rate", "epoch", "num_tokens"} <= set(last)
+
+
 @dataclass(frozen=True)
 class Ruined(NextToken):
     """Next-token prediction that unlearns after 12 steps of 8 rows."""

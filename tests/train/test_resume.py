@@ -171,6 +171,17 @@ def test_more_steps_extend_a_constant_schedule_only(files: Path) -> None:
         go(**cosine | {"max_steps": 9})
 
 
+def test_a_finished_run_without_a_checkpoint_is_not_begun_anew(files: Path) -> None:
+    """More steps asked of it would be steps from 0: refused, nothing lost."""
+    options = OPTIONS | {"lr_scheduler_type": "constant", "max_steps": 3, "save_steps": 0, "eval_steps": 0, "eval_share": 0.0}
+    out = straight("pretrain", files, options)
+    before = (out / "model.safetensors").read_bytes(), (out / "metrics.jsonl").read_bytes()
+    with pytest.raises(ValueError, match="holds no whole checkpoint, so it cannot go on to step 5"):
+        straight("pretrain", files, options | {"max_steps": 5})
+    assert before == ((out / "model.safetensors").read_bytes(), (out / "metrics.jsonl").read_bytes())
+    straight("pretrain", files, options)  # still finished
+
+
 def test_no_pickle_in_a_run(files: Path) -> None:
     out = straight("pretrain", files, OPTIONS | {"max_steps": 4})
     allowed = {".json", ".jsonl", ".safetensors", ".jinja", ".md", ".lock"}

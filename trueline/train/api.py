@@ -326,6 +326,11 @@ def resume(run: Run, model: Model, optimizer: torch.optim.Optimizer, feed: Store
     total, optim = job.total_steps, job.config.optim
     path = newest_checkpoint(run.folder, run.event) if checkpoints(run.folder) else None
     if path is None:
+        if (run.folder / "finished.json").exists():
+            raise ValueError(
+                f"{run.folder} is finished and holds no whole checkpoint, so it cannot go on to step {total}: "
+                f"train further with --model {run.folder} and another --out (a run that may be extended needs save_steps)"
+            )
         run.truncate(0)
         return TrainState(warmup_steps=warmup_of(optim, total), total_steps=total)
     copy_weights(model, path)

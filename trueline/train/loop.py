@@ -90,6 +90,9 @@ def run_loop(
                 run.log(state.step, metrics)
                 wants_save |= state.note_evaluation(metrics, evals) and evals.eval_steps > 0  # the best one is kept
                 if state.stopped_early:
+                    if state.window:  # the steps since the last line
+                        place = {"learning_rate": rate, "epoch": feed.epoch, "num_tokens": state.num_tokens}
+                        run.log(state.step, state.take_means() | place)
                     run.event(
                         f"stopped early at step {state.step}: step {state.best_step} has the best {evals.metric_for_best_model}"
                     )
