@@ -16,6 +16,7 @@ from trueline.objectives.next_token import NextToken
 from trueline.objectives.reward import Reward
 from trueline.objectives.sft import SFT
 from trueline.records import Comparison, Message, Ranking, Row
+from trueline.rows import read_rows
 from trueline.run import read_json, read_lines
 from trueline.tokens import load_tokenizer
 from trueline.train import TrainConfig, plan, train
@@ -38,6 +39,8 @@ def test_sft_from_a_file(files: Path) -> None:
     events = [row["event"] for row in read_lines(out / "events.jsonl")]
     assert any(event.startswith("60 rows from ") for event in events)
     assert any(event.startswith("2 rows were left out, kept in rejects.jsonl") for event in events)
+    dry = plan(SFT(), files / "model", files / "chat.jsonl", max_length=48, **FAST).notes
+    assert any(note.startswith("2 rows were left out: ") for note in dry), "a dry run keeps nothing, and does not say so"
     assert any("3 steps of 8 rows (8 x 1" in event for event in events)
     load_model(out)
     assert load_tokenizer(out).fingerprint == load_tokenizer(files / "model").fingerprint
@@ -74,6 +77,16 @@ def test_documents_that_are_no_text_are_rejected_one_by_one(files: Path) -> None
     (reject,) = read_lines(out / "rejects.jsonl")
     assert reject["line"] == 61 and "surrogate" in reject["reason"]
     assert any("1 rows were left out" in row["event"] for row in read_lines(out / "events.jsonl"))
+
+
+def test_rows_read_once_and_trained_on_twice_keep_their_rejects_in_each_run(files: Path) -> None:
+    with open(files / "chat.jsonl", "a", encoding="utf-8") as file:
+        file.write(json.dumps({"messages": [{"role": "user", "content": "no answer"}]}) + "\n")
+    rows = read_rows(files / "chat.jsonl")
+    for name in ("first", "second"):
+        out = train(SFT(), files / "model", rows, out=files / name, max_length=48, **FAST)
+        assert [row["line"] for row in read_lines(out / "rejects.jsonl")] == [61]
+    assert not list(files.glob(".*.rejects.jsonl"))
 
 
 def test_records_in_memory(files: Path) -> None:

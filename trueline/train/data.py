@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, TextIO
@@ -36,6 +36,8 @@ class Encoded:
     rejected: Counter[str] = field(default_factory=Counter)
     """Reason -> records that gave no row, in reading or encoding."""
     stats: EncodeStats = field(default_factory=EncodeStats)
+    kept: str = ""
+    """The file that keeps what was left out, under the name it will have; a dry run keeps nothing."""
 
     def lines(self, max_length: int) -> list[str]:
         """One sentence per thing that people should know."""
@@ -43,7 +45,8 @@ class Encoded:
         lines = [said]
         if self.rejected:
             reasons = "; ".join(f"{reason} ({count:,})" for reason, count in self.rejected.most_common(5))
-            lines.append(f"{self.rejected.total():,} rows were left out, kept in rejects.jsonl: {reasons}")
+            kept = f", kept in {self.kept}" if self.kept else ""
+            lines.append(f"{self.rejected.total():,} rows were left out{kept}: {reasons}")
         if self.stats.cut_rows:
             cut = f"{self.stats.cut_rows:,} rows were cut to max_length {max_length}"
             lines.append(f"{cut}: {self.stats.cut_tokens:,} tokens lost")
@@ -62,8 +65,12 @@ def encode(
         rows = read_rows(data, objective.record, rejects=rejects)
         return _records(rows, str(data), objective, _needed(tokenizer), max_length, rejects)
     if isinstance(data, Rows):
-        data.rejects = data.rejects or rejects
-        return _records(data, ", ".join(data.paths), objective, _needed(tokenizer), max_length, rejects or data.rejects)
+        own, data.rejects = data.rejects, data.rejects or rejects
+        try:
+            found = _records(data, ", ".join(data.paths), objective, _needed(tokenizer), max_length, data.rejects)
+        finally:
+            data.rejects = own  # the file of this call is not that of the next
+        return found if own is None else replace(found, kept=str(own))
     items = data if isinstance(data, Sequence) else list(data)
     if items and isinstance(items[0], Row):
         _check_length(items, max_length)  # type: ignore[arg-type]
@@ -101,7 +108,8 @@ def _records(
     if not rows:
         reasons = "; ".join(f"{reason} ({count})" for reason, count in rejected.most_common(3))
         raise ValueError(f"{source}: no row can be trained on{': ' + reasons if reasons else ''}")
-    return Encoded(rows, source, read.format if read is not None else "", rejected, stats)
+    kept = "" if rejects is None else "rejects.jsonl"
+    return Encoded(rows, source, read.format if read is not None else "", rejected, stats, kept)
 
 
 def encode_records(
