@@ -10,7 +10,6 @@ import pytest
 
 from trueline.evals.calibration import (
     accuracy_by_gap,
-    brier_score,
     fit_temperature,
     null_ece,
     pair_calibration,
@@ -50,11 +49,6 @@ def test_null_ece_is_the_mean_of_ece() -> None:
     confidence = rng.uniform(0.5, 1, 300)
     drawn = [reliability(confidence, rng.random(300) < confidence).ece for _ in range(200)]
     assert null_ece(confidence) == pytest.approx(np.mean(drawn), rel=0.06)
-
-
-def test_brier_by_hand() -> None:
-    assert brier_score([[0.8, 0.2], [0.5, 0.5]], [0, 1]) == pytest.approx((0.04 + 0.04 + 0.25 + 0.25) / 2)
-    assert brier_score([[0.0, 1.0]], [0]) == 2.0
 
 
 def test_temperature_is_the_best_of_a_grid() -> None:

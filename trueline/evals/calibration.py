@@ -13,7 +13,6 @@ Left out: drawing (reports draw `Reliability.bins`).
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -96,17 +95,6 @@ def null_ece(confidence: Values, *, bins: int = 15, equal_mass: bool = False, dr
         # n_b |accuracy_b - confidence_b| is the absolute sum of (right - confidence) in the bin
         total += np.abs(np.bincount(bin_N, weights=right_N - confidence_N, minlength=len(edges) - 1)).sum()
     return float(total / draws / len(confidence_N))
-
-
-def brier_score(probs: np.ndarray | Sequence[Sequence[float]], labels: Sequence[int] | np.ndarray) -> float:
-    """Mean over predictions of sum_c (p_c - [label = c])^2, between 0 and 2. probs [N, C], labels [N]."""
-    probs_NC = np.asarray(probs, dtype=np.float64)
-    labels_N = np.asarray(labels)
-    if probs_NC.ndim != 2 or len(probs_NC) != len(labels_N):
-        raise ValueError(f"brier_score needs probs [N, C] and labels [N], got {probs_NC.shape} and {labels_N.shape}")
-    onehot_NC = np.zeros_like(probs_NC)
-    onehot_NC[np.arange(len(labels_N)), labels_N] = 1
-    return float(((probs_NC - onehot_NC) ** 2).sum(axis=1).mean())
 
 
 def pair_calibration(gaps: Values, *, bins: int = 15, gap_bins: int = 5, seed: int = 0) -> PairCalibration:

@@ -12,7 +12,7 @@ Left out: keeping documents of one window from attending to one another (give ea
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -39,31 +39,3 @@ def leftover(stream: np.ndarray, context: int) -> np.ndarray:
     stride = context - 1
     start = max(0, (len(stream) - 1) // stride) * stride
     return stream[start:] if len(stream) - start > 1 else stream[:0]
-
-
-def fill_bins(lengths: Sequence[int], capacity: int) -> list[list[int]]:
-    """Best fit, longest first: indices of sequences grouped so that each group has at most `capacity` tokens.
-
-    For training on whole sequences with few, full microbatches. Deterministic. A sequence above the capacity is an error.
-    """
-    if len(lengths) and max(lengths) > capacity:
-        worst = int(np.argmax(lengths))
-        raise ValueError(f"sequence {worst} has {lengths[worst]} tokens, more than a batch holds ({capacity}).")
-    order = np.argsort(-np.asarray(lengths, dtype=np.int64), kind="stable")
-    room = np.full(capacity + 1, 0, dtype=np.int64)  # room[r]: how many open bins have r tokens left
-    open_bins: list[list[int]] = [[] for _ in range(capacity + 1)]
-    bins: list[list[int]] = []
-    for index in order:
-        need = int(lengths[index])
-        fits = np.flatnonzero(room[need:])
-        if len(fits):
-            left = need + int(fits[0])
-            chosen = open_bins[left].pop()
-            room[left] -= 1
-        else:
-            left, chosen = capacity, len(bins)
-            bins.append([])
-        bins[chosen].append(int(index))
-        open_bins[left - need].append(chosen)
-        room[left - need] += 1
-    return bins
