@@ -30,11 +30,11 @@ RAW: dict[str, Any] = dict(
     "change, says",
     [
         (
-            {"architectures": ["GPT2LMHeadModel"]},
-            r"GPT2LMHeadModel cannot be computed.*LlamaForCausalLM.*Qwen3ForCausalLM",
+            {"architectures": ["BloomForCausalLM"]},
+            r"BloomForCausalLM cannot be computed.*LlamaForCausalLM.*Qwen3ForCausalLM",
         ),
         ({"architectures": None, "model_type": "mamba"}, "mamba cannot be computed"),
-        ({"hidden_act": "gelu"}, "hidden_act = 'gelu'"),
+        ({"hidden_act": "mish"}, "hidden_act = 'mish' cannot be computed; these can: silu"),
         ({"quantization_config": {"bits": 4}}, "quantization_config"),
         (
             {"rope_scaling": {"type": "dynamic", "factor": 2.0}},
@@ -51,17 +51,31 @@ def test_configs_that_cannot_be_computed(change: dict[str, Any], says: str) -> N
 
 
 @pytest.mark.parametrize(
-    "raw, window",
+    "raw, windows",
     [
-        ({"model_type": "mistral", "architectures": ["MistralForCausalLM"], "sliding_window": 32}, 32),
-        ({"model_type": "mistral", "architectures": None, "sliding_window": None}, None),
-        ({"model_type": "qwen2", "architectures": None, "sliding_window": 32, "use_sliding_window": False}, None),
-        ({"model_type": "qwen2", "architectures": None, "sliding_window": 32, "use_sliding_window": True}, 32),
+        ({"architectures": ["MistralForCausalLM"], "sliding_window": 32}, (32,) * 4),
+        ({"model_type": "mistral", "architectures": None, "sliding_window": None}, (None,) * 4),
+        ({"architectures": ["Qwen2ForCausalLM"], "sliding_window": 32, "use_sliding_window": False}, (None,) * 4),
+        ({"architectures": ["Qwen2ForCausalLM"], "sliding_window": 32, "use_sliding_window": True}, (None,) * 4),
+        (
+            {
+                "architectures": ["Qwen2ForCausalLM"],
+                "sliding_window": 32,
+                "use_sliding_window": True,
+                "max_window_layers": 3,
+            },
+            (None, None, None, 32),
+        ),
+        ({"architectures": ["Gemma2ForCausalLM"], "sliding_window": 32}, (32, None, 32, None)),
+        ({"architectures": ["Gemma3ForCausalLM"], "sliding_window": 32}, (32,) * 4),
+        ({"architectures": ["Gemma3ForCausalLM"], "sliding_window": 8, "sliding_window_pattern": 3}, (8, 8, None, 8)),
+        ({"architectures": ["Phi3ForCausalLM"], "sliding_window": 2047}, (2047,) * 4),
     ],
 )
-def test_windows(raw: dict[str, Any], window: int | None) -> None:
-    config = DecoderConfig.from_hf({**RAW, "max_position_embeddings": 64, **raw})
-    assert config.sliding_window == window and config.max_length == (window or 64)
+def test_windows(raw: dict[str, Any], windows: tuple[int | None, ...]) -> None:
+    config = DecoderConfig.from_hf({**RAW, "max_position_embeddings": 64, "num_hidden_layers": 4, **raw})
+    assert tuple(config.window(layer) for layer in range(4)) == windows and config.max_length == 64
+    assert DecoderConfig.from_hf(json.loads(json.dumps(config.to_hf()))) == config
 
 
 @pytest.mark.parametrize(

@@ -181,13 +181,6 @@ def test_cached_steps_equal_training_forward(tiny: Any, sequences: Any) -> None:
         model(Layout.cached(torch.tensor([1]), [3], [32]), cache)
 
 
-def test_sliding_window_is_a_limit(tiny: Any, sequences: Any) -> None:
-    model = tiny(sliding_window=8)
-    model(Layout.packed(sequences(9, [8, 8])))
-    with pytest.raises(ValueError, match="sliding_window = 8"):
-        model(Layout.packed(sequences(9, [9])))
-
-
 def test_neftune(tiny: Any, sequences: Any) -> None:
     """Noise only while training, bounded by alpha / sqrt(L D), L each sequence's own; the same under recomputation."""
     model = tiny()

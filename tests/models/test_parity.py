@@ -38,6 +38,24 @@ LLAMA3 = dict(
     original_max_position_embeddings=16,
 )
 YARN = dict(rope_type="yarn", rope_theta=1000.0, factor=4.0, original_max_position_embeddings=16)
+LONGROPE = dict(
+    rope_type="longrope",
+    rope_theta=1000.0,
+    short_factor=[1.0, 1.1, 1.5, 2.0],
+    long_factor=[4.0, 5.0, 6.0, 7.0],
+    original_max_position_embeddings=64,
+)
+GEMMA = dict(
+    head_dim=8, query_pre_attn_scalar=20, sliding_window=6, final_logit_softcapping=5.0, attn_logit_softcapping=3.0
+)
+GEMMA3 = dict(head_dim=8, query_pre_attn_scalar=20, sliding_window=6)
+GEMMA3_ROPE = {
+    "full_attention": dict(rope_type="linear", factor=8.0, rope_theta=1e6),
+    "sliding_attention": dict(rope_type="default", rope_theta=1e4),
+}
+GPT2 = dict(n_embd=32, n_layer=2, n_head=4, n_positions=64)
+GRANITE = dict(embedding_multiplier=12.0, attention_multiplier=0.2, residual_multiplier=0.22, logits_scaling=8.0)
+HALF = dict(rope_type="default", rope_theta=1e4, partial_rotary_factor=0.5)
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama2": ("Llama", {"num_key_value_heads": 4}),
     "llama3": ("Llama", {"rope_parameters": LLAMA3, "eos_token_id": [2, 3]}),
@@ -49,11 +67,48 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
         {"tie_word_embeddings": True, "num_attention_heads": 9, "num_key_value_heads": 3, "hidden_size": 36},
     ),
     "mistral": ("Mistral", {"sliding_window": None}),
-    "mistral_window": ("Mistral", {"sliding_window": 40, "head_dim": 16}),
+    "mistral_window": ("Mistral", {"sliding_window": 7, "head_dim": 16}),
     "qwen2": ("Qwen2", {"tie_word_embeddings": True}),
     "qwen2_yarn": ("Qwen2", {"rope_parameters": YARN}),
+    "qwen2_window": ("Qwen2", {"use_sliding_window": True, "sliding_window": 5, "max_window_layers": 1}),
     "qwen3": ("Qwen3", {"head_dim": 16, "tie_word_embeddings": True}),
     "qwen3_bias": ("Qwen3", {"head_dim": 8, "attention_bias": True}),
+    "gemma2": ("Gemma2", GEMMA),
+    "gemma2_bias": ("Gemma2", {**GEMMA, "attention_bias": True, "layer_types": ["full_attention"] * 2}),
+    "gemma2_long_window": ("Gemma2", {**GEMMA, "sliding_window": 64, "final_logit_softcapping": None}),
+    "gemma3": (
+        "Gemma3Text",
+        {**GEMMA3, "layer_types": ["sliding_attention", "full_attention"], "rope_parameters": GEMMA3_ROPE},
+    ),
+    "gemma3_window": ("Gemma3Text", {**GEMMA3, "final_logit_softcapping": 3.0}),
+    "gpt2": ("GPT2", GPT2),
+    "gpt2_variant": ("GPT2", {**GPT2, "n_inner": 40, "activation_function": "relu", "scale_attn_weights": False}),
+    "gpt2_untied": ("GPT2", {**GPT2, "tie_word_embeddings": False}),
+    "pythia": ("GPTNeoX", {}),
+    "gpt_neox": ("GPTNeoX", {"use_parallel_residual": False, "hidden_act": "gelu_fast", "attention_bias": False}),
+    "gpt_neox_all_rotated": (
+        "GPTNeoX",
+        {"rope_parameters": dict(rope_type="default", rope_theta=1e4, partial_rotary_factor=1.0)},
+    ),
+    "phi3": ("Phi3", {"sliding_window": None}),
+    "phi3_window": (
+        "Phi3",
+        {"sliding_window": 9, "rope_parameters": HALF},
+    ),
+    "phi3_longrope": (
+        "Phi3",
+        {"rope_parameters": LONGROPE, "max_position_embeddings": 256, "tie_word_embeddings": True},
+    ),
+    "olmo2": ("Olmo2", {}),
+    "olmo2_mha": ("Olmo2", {"num_key_value_heads": 4, "attention_bias": True, "tie_word_embeddings": True}),
+    "granite": ("Granite", GRANITE),
+    "granite_bias": ("Granite", {**GRANITE, "attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True}),
+    "stablelm": ("StableLm", {}),
+    "stablelm_bias": (
+        "StableLm",
+        {"use_qkv_bias": True, "rope_parameters": HALF},
+    ),
+    "stablelm_2_12b": ("StableLm", {"use_parallel_residual": True, "qk_layernorm": True}),
 }
 
 
@@ -63,7 +118,13 @@ def theirs(loud: Callable[..., None]) -> Callable[..., Any]:
     import transformers
 
     def make(name: str, fields: dict[str, Any], kind: str = "ForCausalLM") -> Any:
-        model = getattr(transformers, name + kind)(getattr(transformers, name + "Config")(**{**SMALL, **fields})).eval()
+        own = {"GPT2ForCausalLM": "GPT2LMHeadModel", "Gemma3TextForCausalLM": "Gemma3ForCausalLM"}
+        given = {
+            **(SMALL if name != "GPT2" else {k: SMALL[k] for k in SMALL if k.endswith(("_token_id", "b_size"))}),
+            **fields,
+        }
+        config = getattr(transformers, name + "Config")(**given, attn_implementation="eager")
+        model = getattr(transformers, own.get(name + kind, name + kind))(config).eval()
         loud(model)
         return model
 
@@ -83,7 +144,9 @@ def test_logits_equal_transformers_both_ways(family: str, tmp_path: Path, theirs
         torch.testing.assert_close(ours.logits(ids), expected, atol=1e-4, rtol=0)
         save_model(ours, tmp_path / "ours", max_shard_bytes=20_000)
         assert len(list((tmp_path / "ours").glob("*.safetensors"))) > 1
-        back, info = AutoModelForCausalLM.from_pretrained(tmp_path / "ours", output_loading_info=True)
+        back, info = AutoModelForCausalLM.from_pretrained(
+            tmp_path / "ours", output_loading_info=True, attn_implementation="eager"
+        )
         assert not info["missing_keys"] and not info["unexpected_keys"]
         assert back.config.eos_token_id == reference.config.eos_token_id
         torch.testing.assert_close(back.eval()(ids[None]).logits[0], expected, atol=1e-4, rtol=0)

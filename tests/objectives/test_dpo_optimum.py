@@ -40,6 +40,7 @@ class Table(nn.Module):
         logits[:, 0] = -30.0  # the prompt's token is not a response token
         self.logits = nn.Parameter(logits)
         self.register_buffer("head_weight", torch.eye(VOCAB))
+        self.logit_cap = None
 
     def forward(self, layout: Layout) -> Tensor:
         state = np.zeros(layout.num_tokens, dtype=np.int64)

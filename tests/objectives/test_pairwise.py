@@ -172,6 +172,7 @@ class Uniform(nn.Module):
         super().__init__()
         self.logits = nn.Parameter(torch.tensor([[0.0] * 10] * 10))
         self.register_buffer("head_weight", torch.eye(10))
+        self.logit_cap = None
 
     def forward(self, layout: Layout) -> Tensor:
         return self.logits[layout.ids_T]

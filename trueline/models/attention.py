@@ -3,27 +3,40 @@
     q_THE, k_TGE, v_TGE --layout--> out_THE          CPU: flash kernels per piece, merged by log-sum-exp, own backward
     the same + Cache                                 keys and values are written in place, nothing is concatenated
 
-`Layout` itself lives in layout.py and is found here too.
+A `Rule` says how products become weights: their scale, a soft cap, a sliding window. `Layout` itself lives in layout.py
+and is found here too.
 
-Legend: T tokens, H query heads, G key-value heads, E width of a head, X either heads, B slots, L length.
+Legend: T tokens, H query heads, G key-value heads, E width of a head, X either heads, B slots, L length, R queries, K keys.
 
-Left out: a fused kernel for trees on a GPU (there each span is one call of the public attention function).
+Left out: a fused kernel for trees on a GPU (there each span is one call of the public attention function) and for soft
+caps (their scores are formed, block by block); a cache that forgets what no window reaches any more.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import scaled_dot_product_attention
 
-from trueline.models.layout import Layout, Piece, common_prefix, tree_tokens
+from trueline.models.layout import WINDOW_ROWS, Layout, Piece, common_prefix, tree_tokens
 
-__all__ = ["Cache", "Layout", "attend", "common_prefix", "tree_tokens"]
+__all__ = ["Cache", "Layout", "Rule", "attend", "common_prefix", "tree_tokens"]
+
+
+class Rule(NamedTuple):
+    """How products of queries and keys become the weights of values."""
+
+    scale: float | None = None
+    """Factor of the products; None is 1 / sqrt(E)."""
+    cap: float | None = None
+    """Bends products smoothly into (-cap, cap) before the softmax: cap tanh(product / cap) (Gemma 2, 2408.00118)."""
+    window: int | None = None
+    """A query sees itself and the `window - 1` tokens before it; None: all of them."""
 
 
 @dataclass(frozen=True)
@@ -71,14 +84,26 @@ class Cache:
 
 
 def attend(
-    q_THE: Tensor, k_TGE: Tensor, v_TGE: Tensor, layout: Layout, cache: Cache | None = None, layer: int = 0
+    q_THE: Tensor,
+    k_TGE: Tensor,
+    v_TGE: Tensor,
+    layout: Layout,
+    cache: Cache | None = None,
+    layer: int = 0,
+    rule: Rule = Rule(),  # noqa: B008 - immutable
 ) -> Tensor:
     """Attention within the layout -> [T, H, E]. With a cache, writes k and v into it and attends to the slots."""
     if cache is not None:
-        return _attend_cached(q_THE, k_TGE, v_TGE, layout, cache.keys[layer], cache.values[layer])
-    if q_THE.device.type == "cpu":
-        return _Attend.apply(q_THE, k_TGE, v_TGE, layout.pieces)
-    return _attend_generic(q_THE, k_TGE, v_TGE, layout)
+        return _attend_cached(q_THE, k_TGE, v_TGE, layout, cache.keys[layer], cache.values[layer], rule)
+    if q_THE.device.type == "cpu" and rule.cap is None:
+        return _Attend.apply(q_THE, k_TGE, v_TGE, layout.pieces_within(rule.window), rule)
+    return _attend_generic(q_THE, k_TGE, v_TGE, layout, rule)
+
+
+def _band(rows: int, columns: int, offset: int, window: int | None, device: torch.device) -> Tensor:
+    """True where query r sees key c, bool [R, K]: the first query stands `offset` positions after the first key."""
+    seen_RK = torch.ones(rows, columns, dtype=torch.bool, device=device).tril(offset)
+    return seen_RK if window is None else seen_RK.triu(offset - window + 1)
 
 
 def _grouped(x_TXE: Tensor, groups: int) -> Tensor:
@@ -98,7 +123,7 @@ class _Attend(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, q_THE: Tensor, k_TGE: Tensor, v_TGE: Tensor, pieces: tuple[Piece, ...]) -> Tensor:
+    def forward(ctx: Any, q_THE: Tensor, k_TGE: Tensor, v_TGE: Tensor, pieces: tuple[Piece, ...], rule: Rule) -> Tensor:
         kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
         groups = 1 if q_THE.shape[1] == k_TGE.shape[1] else k_TGE.shape[1]
         out_THE, lse_TH = (
@@ -108,10 +133,12 @@ class _Attend(torch.autograd.Function):
         queries = [_grouped(x, groups) for x in (q_THE, out_THE, lse_TH[..., None])]
         keys = [_grouped(x, groups) for x in (k_TGE, v_TGE)]
         for piece in pieces:
+            mask = _mask(piece, rule, q_THE)
             for q, out, lse1, k, v in zip(*map(piece.queries, queries), *map(piece.keys, keys), strict=True):
                 lse, shape = lse1.squeeze(-1), (-1, q.shape[1], -1, -1)
-                part, part_lse = kernel(q, k.expand(shape), v.expand(shape), 0.0, piece.causal)
-                if piece.causal:  # every token is a query of exactly one causal piece, which comes before the others
+                k, v = k.expand(shape), v.expand(shape)
+                part, part_lse = kernel(q, k, v, 0.0, piece.causal, attn_mask=mask, scale=rule.scale)
+                if piece.own:  # every token is a query of exactly one such piece, which comes before the others
                     out.copy_(part)
                     lse.copy_(part_lse)
                 else:
@@ -120,7 +147,7 @@ class _Attend(torch.autograd.Function):
                     out.add_(part.mul_((part_lse - merged).exp_()[..., None]))
                     lse.copy_(merged)
         ctx.save_for_backward(q_THE, k_TGE, v_TGE, out_THE, lse_TH)
-        ctx.pieces, ctx.groups = pieces, groups
+        ctx.pieces, ctx.groups, ctx.rule = pieces, groups, rule
         return out_THE
 
     @staticmethod
@@ -128,25 +155,37 @@ class _Attend(torch.autograd.Function):
     def backward(ctx: Any, grad_THE: Tensor) -> tuple[Tensor | None, ...]:
         kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
         q_THE, k_TGE, v_TGE, out_THE, lse_TH = ctx.saved_tensors
-        sums = torch.empty_like(q_THE), torch.empty_like(k_TGE), torch.empty_like(v_TGE)
+        banded = any(piece.band is not None for piece in ctx.pieces)  # then a key can be in several pieces of its span
+        empty = torch.zeros_like if banded else torch.empty_like
+        sums = empty(q_THE), empty(k_TGE), empty(v_TGE)
         queries = [_grouped(x, ctx.groups) for x in (grad_THE, q_THE, out_THE, lse_TH[..., None], sums[0])]
         keys = [_grouped(x, ctx.groups) for x in (k_TGE, v_TGE, sums[1], sums[2])]
         for piece in ctx.pieces:
+            mask = _mask(piece, ctx.rule, q_THE)
             views = zip(*map(piece.queries, queries), *map(piece.keys, keys), strict=True)
             for grad, q, out, lse1, sum_q, k, v, sum_k, sum_v in views:
                 shape = (-1, q.shape[1], -1, -1)
-                parts = kernel(grad, q, k.expand(shape), v.expand(shape), out, lse1.squeeze(-1), 0.0, piece.causal)
+                k, v, lse = k.expand(shape), v.expand(shape), lse1.squeeze(-1)
+                parts = kernel(grad, q, k, v, out, lse, 0.0, piece.causal, attn_mask=mask, scale=ctx.rule.scale)
                 for total, part in zip((sum_q, sum_k, sum_v), parts, strict=True):
                     if total.shape != part.shape:  # all queries of a group reach its one key head
                         part = part.sum(1, keepdim=True)
-                    if piece.causal:
+                    if piece.own and not banded:
                         total.copy_(part)
                     else:
                         total.add_(part)
-        return *sums, None
+        return *sums, None, None
 
 
-def _attend_generic(q_THE: Tensor, k_TGE: Tensor, v_TGE: Tensor, layout: Layout) -> Tensor:
+def _mask(piece: Piece, rule: Rule, q_THE: Tensor) -> Tensor | None:
+    """What a piece's kernel adds to the products: minus infinity where the window hides a key."""
+    if piece.band is None:
+        return None
+    seen_RK = _band(piece.query_length, piece.key_length, piece.band, rule.window, q_THE.device)
+    return torch.zeros_like(seen_RK, dtype=q_THE.dtype).masked_fill_(~seen_RK, float("-inf"))
+
+
+def _attend_generic(q_THE: Tensor, k_TGE: Tensor, v_TGE: Tensor, layout: Layout, rule: Rule = Rule()) -> Tensor:  # noqa: B008
     """The same with public operations on any device: each span with its parent's keys before its own."""
     parts = []
     for span in layout.spans:
@@ -155,18 +194,44 @@ def _attend_generic(q_THE: Tensor, k_TGE: Tensor, v_TGE: Tensor, layout: Layout)
         if span.parent >= 0:
             parent = layout.spans[span.parent]
             keys.insert(0, slice(parent.start, parent.start + parent.length))
-        k, v = (torch.cat([x[key] for key in keys]).transpose(0, 1)[None] for x in (k_TGE, v_TGE))
-        before = k.shape[2] - span.length
-        mask = torch.ones(span.length, k.shape[2], dtype=torch.bool, device=k.device).tril(before) if before else None
-        part = scaled_dot_product_attention(
-            q_THE[own].transpose(0, 1)[None], k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=True
-        )
-        parts.append(part[0].transpose(0, 1))
+        k_1GKE, v_1GKE = (torch.cat([x[key] for key in keys]).transpose(0, 1)[None] for x in (k_TGE, v_TGE))
+        parts.append(_attend_span(q_THE[own], k_1GKE, v_1GKE, rule))
     return torch.cat(parts)
 
 
+def _attend_span(q_RHE: Tensor, k_1GKE: Tensor, v_1GKE: Tensor, rule: Rule) -> Tensor:
+    """The last R of K consecutive tokens over all K -> [R, H, E]; in blocks where scores are formed or a window is felt."""
+    R, before = len(q_RHE), k_1GKE.shape[2] - len(q_RHE)
+    window = rule.window if rule.window is not None and rule.window < before + R else None
+    rows = R if window is None and rule.cap is None else WINDOW_ROWS[1]
+    parts = []
+    for first in range(0, R, rows):
+        last = min(R, first + rows)
+        low = 0 if window is None else max(0, before + first - window + 1)
+        k, v = k_1GKE[:, :, low : before + last], v_1GKE[:, :, low : before + last]
+        offset = before + first - low
+        mask = _band(last - first, k.shape[2], offset, window, k.device) if offset or window or rule.cap else None
+        part = _weigh(q_RHE[first:last].transpose(0, 1)[None], k, v, mask, rule)
+        parts.append(part[0].transpose(0, 1))
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _weigh(q_BHRE: Tensor, k_BGKE: Tensor, v_BGKE: Tensor, mask: Tensor | None, rule: Rule) -> Tensor:
+    """Softmax attention [B, H, R, E] under a mask (True: seen); without one each query sees the keys up to its own."""
+    H, G = q_BHRE.shape[1], k_BGKE.shape[1]
+    if rule.cap is None:
+        return scaled_dot_product_attention(
+            q_BHRE, k_BGKE, v_BGKE, attn_mask=mask, is_causal=mask is None, scale=rule.scale, enable_gqa=H != G
+        )
+    assert mask is not None
+    q_BGXRE = q_BHRE.unflatten(1, (G, -1)) * (rule.scale or q_BHRE.shape[-1] ** -0.5)
+    products = (q_BGXRE @ k_BGKE[:, :, None].transpose(-1, -2)).float()
+    products = ((products / rule.cap).tanh() * rule.cap).masked_fill(~mask, float("-inf"))
+    return (products.softmax(-1).to(v_BGKE.dtype) @ v_BGKE[:, :, None]).flatten(1, 2)
+
+
 def _attend_cached(
-    q_THE: Tensor, k_TGE: Tensor, v_TGE: Tensor, layout: Layout, keys_BGLE: Tensor, values_BGLE: Tensor
+    q_THE: Tensor, k_TGE: Tensor, v_TGE: Tensor, layout: Layout, keys_BGLE: Tensor, values_BGLE: Tensor, rule: Rule
 ) -> Tensor:
     assert layout.slots is not None and layout.starts is not None
     longest = layout.max_length
@@ -186,32 +251,23 @@ def _attend_cached(
         )
         keys_BGLE[slots_B, :, layout.positions_T] = k_TGE.to(keys_BGLE.dtype)
         values_BGLE[slots_B, :, layout.positions_T] = v_TGE.to(values_BGLE.dtype)
+        low = 0 if rule.window is None else max(0, min(layout.starts) - rule.window + 1)
         k_BGLE, v_BGLE = (
-            (c[first : first + count] if consecutive else c[slots_B])[:, :, :longest] for c in (keys_BGLE, values_BGLE)
+            (c[first : first + count] if consecutive else c[slots_B])[:, :, low:longest].to(q_THE.dtype)
+            for c in (keys_BGLE, values_BGLE)
         )
-        mask_BL = torch.arange(longest, device=q_THE.device) <= layout.positions_T[:, None]
+        positions_L = torch.arange(low, longest, device=q_THE.device)
+        mask_BL = positions_L <= layout.positions_T[:, None]
+        if rule.window is not None:
+            mask_BL &= positions_L > layout.positions_T[:, None] - rule.window
         # the H / G queries of one key head stand in for a query length: no expansion of keys and values
-        out = scaled_dot_product_attention(
-            q_THE.view(T, G, H // G, E),
-            k_BGLE.to(q_THE.dtype),
-            v_BGLE.to(q_THE.dtype),
-            attn_mask=mask_BL[:, None, None],
-        )
+        out = _weigh(q_THE.view(T, G, H // G, E), k_BGLE, v_BGLE, mask_BL[:, None, None], rule)
         return out.reshape(T, H, E)
-    pieces = []
+    parts = []
     for span, slot, start in zip(layout.spans, layout.slots, layout.starts, strict=True):
         own, end = slice(span.start, span.start + span.length), start + span.length
         keys_BGLE[slot, :, start:end] = k_TGE[own].transpose(0, 1)
         values_BGLE[slot, :, start:end] = v_TGE[own].transpose(0, 1)
-        mask = torch.ones(span.length, end, dtype=torch.bool, device=q_THE.device).tril(start) if start else None
-        k_GLE, v_GLE = (c[slot, :, :end].to(q_THE.dtype) for c in (keys_BGLE, values_BGLE))
-        part = scaled_dot_product_attention(
-            q_THE[own].transpose(0, 1)[None],
-            k_GLE[None],
-            v_GLE[None],
-            attn_mask=mask,
-            is_causal=mask is None,
-            enable_gqa=True,
-        )
-        pieces.append(part[0].transpose(0, 1))
-    return torch.cat(pieces)
+        k_1GLE, v_1GLE = (c[None, slot, :, :end].to(q_THE.dtype) for c in (keys_BGLE, values_BGLE))
+        parts.append(_attend_span(q_THE[own], k_1GLE, v_1GLE, rule))
+    return torch.cat(parts)

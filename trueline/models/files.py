@@ -4,7 +4,9 @@
     load_scalar_model(path or hub id)                      reward models, stored as one-label sequence classifiers
 
 Only safetensors are read: pickled weights can run code. Names and shapes are checked against the config before
-anything is allocated. Left out: tokenizer files (trueline.tokens copies them), adapters, quantised weights.
+anything is allocated, and the files' own headers before that (header.py). Names and layouts are each family's
+(families/): what a family stores as one matrix is split here and joined again. Left out: tokenizer files
+(trueline.tokens copies them), adapters, quantised weights.
 """
 
 from __future__ import annotations
@@ -12,18 +14,22 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+import re
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from trueline.models.config import DecoderConfig
 from trueline.models.decoder import Decoder, ScalarModel
+from trueline.models.families import architecture_of, named
+from trueline.models.families.weights import Group, groups, stored_name
+from trueline.models.header import FLOATS, Stored, read_header
 from trueline.store import write_atomic
 
 
@@ -53,7 +59,11 @@ def save_model(model: Decoder | ScalarModel, folder: str | Path, *, max_shard_by
     )
     ids = {"bos_token_id": c.bos_token_id, "eos_token_id": c.to_hf()["eos_token_id"], "pad_token_id": c.pad_token_id}
     _write_json(folder / "generation_config.json", {k: v for k, v in ids.items() if v is not None})
-    _write_tensors(folder, {hf_name(k): v for k, v in model.state_dict().items()}, max_shard_bytes)
+    state = model.state_dict()
+    stored: dict[str, Tensor] = {}
+    for group in _groups(model):
+        stored |= zip(group.stored, group.join([state[name] for name in group.ours]), strict=True)
+    _write_tensors(folder, stored, max_shard_bytes)
     return folder
 
 
@@ -65,9 +75,10 @@ def load_model(source: str | Path, *, dtype: torch.dtype = torch.float32, device
         raise ValueError(
             f"{folder}: a sequence classifier (reward model), not a language model; use load_scalar_model."
         )
+    found = _found(folder, config)
     with torch.device("meta"):
         model = Decoder(config, str(folder))
-    _fill(model, folder, dtype, device)
+    _fill(model, folder, found, dtype, device)
     return model
 
 
@@ -96,15 +107,16 @@ def load_scalar_model(
         nn.init.normal_(model.score.weight, std=config.initializer_range, generator=torch.Generator().manual_seed(seed))
         model.score.to(device=device, dtype=dtype)
         return model
+    found = _found(folder, config)
     with torch.device("meta"):
         model = ScalarModel(Decoder(replace(config, tie_word_embeddings=True), str(folder)))
-    _fill(model, folder, dtype, device)
+    _fill(model, folder, found, dtype, device)
     return model
 
 
-def hf_name(name: str) -> str:
-    """The stored name of a parameter of a Decoder or a ScalarModel."""
-    return name if name.startswith(("lm_head.", "score.")) else f"model.{name.removeprefix('decoder.')}"
+def hf_name(name: str, model_type: str = "llama") -> str:
+    """The stored name of a parameter of a Decoder or a ScalarModel, where the family stores it on its own."""
+    return stored_name(named(model_type), name)
 
 
 def find(source: str | Path) -> Path:
@@ -132,41 +144,63 @@ def read_config(folder: Path) -> tuple[DecoderConfig, bool]:
     if not path.is_file():
         raise ValueError(f"{folder}: config.json is missing; a model directory has config.json and model.safetensors.")
     raw = _json(path)
-    classifier = (raw.get("architectures") or [""])[0].endswith("ForSequenceClassification")
-    return DecoderConfig.from_hf(raw, str(path)), classifier
+    config = DecoderConfig.from_hf(raw, str(path))
+    return config, (architecture_of(raw) or "").endswith("ForSequenceClassification")
 
 
-def _fill(model: Decoder | ScalarModel, folder: Path, dtype: torch.dtype, device: str) -> None:
+def _groups(model: Decoder | ScalarModel) -> list[Group]:
+    config = model.decoder.config if isinstance(model, ScalarModel) else model.config
+    shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    return list(groups(named(config.model_type), shapes, config.num_attention_heads))
+
+
+def _found(folder: Path, config: DecoderConfig) -> dict[str, Stored]:
+    """What the files hold, by today's names; less masks and the like."""
+    family = named(config.model_type)
+    found: dict[str, Stored] = {}
+    for path in _files(folder):
+        for name, stored in read_header(path).items():
+            if not re.search(r"rotary_emb\.inv_freq$" + family.ignored, name):
+                for old, new in family.old_names:
+                    name = re.sub(old, new, name)
+                found[name] = stored
+    if config.num_hidden_layers > len(found):  # before a module per layer is made
+        raise ValueError(
+            f"{folder}: config.json says num_hidden_layers = {config.num_hidden_layers:,}, and the weights are "
+            f"{len(found)} tensors."
+        )
+    return found
+
+
+def _fill(
+    model: Decoder | ScalarModel, folder: Path, found: dict[str, Stored], dtype: torch.dtype, device: str
+) -> None:
     """Gives a model on the meta device its stored tensors."""
-    names = {hf_name(name): name for name in model.state_dict()}
-    wanted = {stored: model.get_parameter(name).shape for stored, name in names.items()}
-    files = _files(folder)
-    found = {key: (path, shape) for path in files for key, shape in _shapes(path)}
-    spare = {
-        k
-        for k in found
-        if k.endswith("rotary_emb.inv_freq") or (k == "lm_head.weight" and "lm_head.weight" not in wanted)
-    }
+    parts = _groups(model)
+    wanted = {name: shape for group in parts for name, shape in group.shapes().items()}
+    spare = {"lm_head.weight"} - wanted.keys()
     missing, extra = sorted(wanted.keys() - found.keys()), sorted(found.keys() - wanted.keys() - spare)
+    both = sorted(wanted.keys() & found.keys())
     wrong = [
-        f"{k} is {list(found[k][1])} and should be {list(wanted[k])}"
-        for k in wanted.keys() & found.keys()
-        if found[k][1] != tuple(wanted[k])
+        f"{k} is {list(found[k].shape)} and should be {list(wanted[k])}" for k in both if found[k].shape != wanted[k]
     ]
-    for problem, names_of in (("lacks", missing), ("has unexpected", extra), ("has wrong shapes:", sorted(wrong))):
+    kinds = [f"{k} is stored as {found[k].dtype}" for k in both if found[k].dtype not in FLOATS]
+    problems = (("lacks", missing), ("has unexpected", extra), ("has wrong shapes:", wrong), ("has no weights:", kinds))
+    for problem, names_of in problems:
         if names_of:
             more = f" and {len(names_of) - 3} more" if len(names_of) > 3 else ""
             raise ValueError(
                 f"{folder}: the weights do not fit config.json: it {problem} {', '.join(names_of[:3])}{more}."
             )
     tensors: dict[str, Tensor] = {}
-    for path in files:
-        with safe_open(str(path), framework="pt", device=device) as handle:
-            for stored, name in names.items():
-                if found[stored][0] == path:
-                    tensors[name] = handle.get_tensor(stored).to(
-                        dtype, copy=True
-                    )  # not a map of the file, which may be overwritten
+    with ExitStack() as stack:
+        paths = {stored.path for stored in found.values()}
+        files = {path: stack.enter_context(safe_open(str(path), framework="pt", device=device)) for path in paths}
+        for group in parts:
+            stored = [files[found[name].path].get_tensor(found[name].name) for name in group.stored]
+            for name, tensor in zip(group.ours, group.split(stored), strict=True):
+                # not a map of the file, which may be overwritten
+                tensors[name] = tensor.to(dtype, copy=True, memory_format=torch.contiguous_format)
     model.load_state_dict(tensors, assign=True)
     model.requires_grad_(True)
 
@@ -183,7 +217,10 @@ def fingerprint(model: nn.Module) -> str:
 def _files(folder: Path) -> list[Path]:
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        names = sorted(set(_json(index).get("weight_map", {}).values()))
+        shards = _json(index).get("weight_map")
+        if not isinstance(shards, dict) or not all(isinstance(n, str) and Path(n).name == n for n in shards.values()):
+            raise ValueError(f"{index}: weight_map should name files of this folder.")
+        names = sorted(set(shards.values()))
         gone = [n for n in names if not (folder / n).is_file()]
         if gone:
             raise ValueError(f"{index}: the shard {gone[0]} is missing; download it again.")
@@ -195,20 +232,16 @@ def _files(folder: Path) -> list[Path]:
     raise ValueError(f"{folder}: model.safetensors is missing.")
 
 
-def _shapes(path: Path) -> Iterator[tuple[str, tuple[int, ...]]]:
-    try:
-        with safe_open(str(path), framework="pt") as handle:
-            for key in handle.keys():  # noqa: SIM118 - not a dict
-                yield key, tuple(handle.get_slice(key).get_shape())
-    except SafetensorError as error:
-        raise ValueError(f"{path} is cut short or no safetensors file: fetch or write it again.") from error
-
-
 def _json(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, RecursionError) as error:
+        raise ValueError(f"{path} is not valid JSON: fetch or write it again.") from error
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} is not valid JSON (line {error.lineno}): fetch or write it again.") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} should hold an object, {{...}}: fetch or write it again.")
+    return found
 
 
 def _write_tensors(folder: Path, tensors: dict[str, Tensor], max_shard_bytes: int) -> None:

@@ -6,17 +6,18 @@
 
 A Layout is a flat stream of T tokens cut into spans; a span attends causally to itself and fully to its parent span.
 Positions restart with every sequence, and `predicted_by_N` says which output predicts each scored token: nobody
-shifts by one.
+shifts by one. A sliding window of W tokens (a query sees itself and the W - 1 tokens before it) is a property of a layer,
+not of the layout: `pieces_within` cuts the same spans into bands.
 
 Legend: T tokens, N scored tokens, S sequences, G groups of heads, X heads of a group, E width of a head.
 
-Left out: sliding windows, bidirectional and cross attention, and nesting deeper than prefix and branches (a row whose
+Left out: bidirectional and cross attention, and nesting deeper than prefix and branches (a row whose
 branches share more among themselves computes that part once per branch; results are the same).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -37,16 +38,27 @@ class Span(NamedTuple):
     """Index of the span that comes before this one in its sequence, or -1."""
 
 
+WINDOW_ROWS = 64, 512
+"""A windowed span is computed in blocks of as many queries as the window is long, within these bounds."""
+
+
 class Piece(NamedTuple):
     """One call of an attention kernel: `blocks` blocks of queries that follow one another, and the keys of each."""
 
-    causal: bool
-    """True: each block attends to itself up to the query. False: one block attends to all of some earlier keys."""
+    own: bool
+    """True: keys of the queries' own span; every token is a query of exactly one such piece. False: keys of the parent."""
     query_start: int
     query_length: int
     key_start: int
     key_length: int
     blocks: int = 1
+    band: int | None = None
+    """Position of the first query less that of the first key, where a window hides some keys; None where it does not."""
+
+    @property
+    def causal(self) -> bool:
+        """Each block attends to itself up to the query, and nothing else is masked."""
+        return self.own and self.band is None
 
     def queries(self, x_TGXE: Tensor) -> list[Tensor]:
         """Views [batch, X, length, E] of the stream, X the heads of one group: one view, or one per group."""
@@ -93,21 +105,20 @@ class Layout:
 
     @cached_property
     def pieces(self) -> tuple[Piece, ...]:
-        """Kernel calls: spans over themselves (neighbours of one length together), branches over prompts."""
-        own: list[Piece] = []
-        over: dict[int, Piece] = {}
-        for span in self.spans:
-            last = own[-1] if own else None
-            if last and last.query_length == span.length and last.query_start + last.blocks * span.length == span.start:
-                own[-1] = last._replace(blocks=last.blocks + 1)
-            else:
-                own.append(Piece(True, span.start, span.length, span.start, span.length))
-            if span.parent >= 0:  # the branches of one parent follow one another: one block of queries
-                parent, seen = self.spans[span.parent], over.get(span.parent)
-                first = seen.query_start if seen else span.start
-                length = span.start + span.length - first
-                over[span.parent] = Piece(False, first, length, parent.start, parent.length)
-        return (*own, *over.values())
+        """Kernel calls without a window: spans over themselves (neighbours of one length together), branches over prompts."""
+        return _pieces(self.spans, None)
+
+    @cached_property
+    def _windowed(self) -> dict[int, tuple[Piece, ...]]:
+        return {}
+
+    def pieces_within(self, window: int | None) -> tuple[Piece, ...]:
+        """The same for layers whose queries see themselves and the `window - 1` tokens before them."""
+        if window is None or window >= self.max_length:
+            return self.pieces
+        if window not in self._windowed:
+            self._windowed[window] = _pieces(self.spans, window)
+        return self._windowed[window]
 
     def to(self, device: str | torch.device) -> Layout:
         """The same layout with its tensors on `device`."""
@@ -186,6 +197,50 @@ class Layout:
             slots=tuple(slots),
             starts=starts,
         )
+
+
+def _pieces(spans: Sequence[Span], window: int | None) -> tuple[Piece, ...]:
+    own: list[Piece] = []
+    over: list[Piece] = []
+    for span in spans:
+        if window is not None and span.length > window:
+            own.extend(_bands(span, window))
+        else:
+            last = own[-1] if own else None
+            end = last.query_start + last.blocks * last.query_length if last else -1
+            if last and last.causal and last.query_length == span.length and end == span.start:
+                own[-1] = last._replace(blocks=last.blocks + 1)
+            else:
+                own.append(Piece(True, span.start, span.length, span.start, span.length))
+        if span.parent < 0:
+            continue
+        parent = spans[span.parent]
+        if window is None or parent.length + span.length <= window:
+            last = over[-1] if over else None
+            if (
+                last
+                and last.band is None
+                and (last.key_start, last.query_start + last.query_length) == (parent.start, span.start)
+            ):
+                over[-1] = last._replace(
+                    query_length=last.query_length + span.length
+                )  # branches of one parent: one block
+            else:
+                over.append(Piece(False, span.start, span.length, parent.start, parent.length))
+        elif window > 1:  # the first queries of the branch see the end of the prompt
+            seen = min(parent.length, window - 1)
+            rows = min(span.length, window - 1)
+            over.append(Piece(False, span.start, rows, parent.start + parent.length - seen, seen, band=seen))
+    return (*own, *over)
+
+
+def _bands(span: Span, window: int) -> Iterator[Piece]:
+    """A span longer than the window over itself, block by block: work and masks grow with the window, not the span."""
+    least, most = WINDOW_ROWS
+    rows = min(most, max(least, window))
+    for first in range(0, span.length, rows):
+        length, low = min(rows, span.length - first), max(0, first - window + 1)
+        yield Piece(True, span.start + first, length, span.start + low, first + length - low, band=first - low)
 
 
 def common_prefix(ids: Sequence[np.ndarray]) -> int:

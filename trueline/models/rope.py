@@ -1,11 +1,11 @@
-"""Rotary position embeddings with their scalings: plain, linear, Llama 3 and YaRN.
+"""Rotary position embeddings with their scalings: plain, linear, Llama 3, YaRN and LongRoPE's short factors.
 
-    rope(config, positions_T) -> cos_TR, sin_TR (R = half of the head's width), computed once per forward in float32
+    rope(config, positions_T) -> cos_TR, sin_TR (R = half of a head's rotated numbers), once per forward in float32
 
 References: RoPE 2104.09864 (the halves are rotated, as in the released weights), linear 2306.15595, YaRN 2309.00071,
-Llama 3.1's smoothed cut between wavelengths.
+LongRoPE 2402.13753, Llama 3.1's smoothed cut between wavelengths.
 
-Left out: dynamic NTK and LongRoPE, whose frequencies depend on the length of the batch.
+Left out: dynamic NTK and LongRoPE's long factors, whose frequencies depend on the length of the batch.
 """
 
 from __future__ import annotations
@@ -18,9 +18,14 @@ from torch import Tensor
 from trueline.models.config import DecoderConfig
 
 
-def frequencies(config: DecoderConfig) -> tuple[Tensor, float]:
-    """Inverse frequencies float32 [head_dim / 2], and the factor on cos and sin (1 except for YaRN)."""
-    width, theta, scaling = config.head_dim, config.rope_theta, config.rope_scaling
+def frequencies(config: DecoderConfig, *, sliding: bool = False) -> tuple[Tensor, float]:
+    """Inverse frequencies float32 [rotary_dim / 2], and the factor on cos and sin (1 except for YaRN and LongRoPE).
+
+    `sliding` asks for those of layers with a window, where the config gives them their own theta.
+    """
+    width, theta, scaling = config.rotary_dim, config.rope_theta, config.rope_scaling
+    if sliding and config.sliding_rope_theta is not None:
+        theta, scaling = config.sliding_rope_theta, {}
     plain_R = 1.0 / theta ** (torch.arange(0, width, 2, dtype=torch.float32) / width)
     kind = scaling.get("rope_type", "default")
     if kind == "linear":
@@ -35,12 +40,14 @@ def frequencies(config: DecoderConfig) -> tuple[Tensor, float]:
         ), 1.0
     if kind == "yarn":
         return _yarn(plain_R, config)
+    if kind == "longrope":
+        return _longrope(plain_R, config)
     return plain_R, 1.0
 
 
-def rope(config: DecoderConfig, positions_T: Tensor) -> tuple[Tensor, Tensor]:
-    """cos and sin, float32 [T, head_dim / 2]."""
-    frequencies_R, factor = frequencies(config)
+def rope(config: DecoderConfig, positions_T: Tensor, *, sliding: bool = False) -> tuple[Tensor, Tensor]:
+    """cos and sin, float32 [T, rotary_dim / 2]."""
+    frequencies_R, factor = frequencies(config, sliding=sliding)
     angles_TR = positions_T.float()[:, None] * frequencies_R.to(positions_T.device)
     return angles_TR.cos() * factor, angles_TR.sin() * factor
 
@@ -51,8 +58,19 @@ def _llama3(plain_R: Tensor, factor: float, low: float, high: float, old_length:
     return plain_R * keep_R + plain_R / factor * (1 - keep_R)
 
 
+def _longrope(plain_R: Tensor, config: DecoderConfig) -> tuple[Tensor, float]:
+    """The factors for sequences within the old context, which is then the longest that is computed."""
+    scaling = config.rope_scaling
+    old_length = scaling["original_max_position_embeddings"]
+    attention, factor = scaling.get("attention_factor"), scaling.get("factor")
+    factor = factor or config.max_position_embeddings / old_length
+    if attention is None:
+        attention = math.sqrt(1 + math.log(factor) / math.log(old_length)) if factor > 1 else 1.0
+    return plain_R / torch.tensor(scaling["short_factor"], dtype=torch.float32), float(attention)
+
+
 def _yarn(plain_R: Tensor, config: DecoderConfig) -> tuple[Tensor, float]:
-    scaling, width = config.rope_scaling, config.head_dim
+    scaling, width = config.rope_scaling, config.rotary_dim
     factor, old_length = scaling["factor"], scaling["original_max_position_embeddings"]
 
     def dimension(turns: float) -> float:

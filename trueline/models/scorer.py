@@ -34,7 +34,11 @@ class PolicyScorer:
 
         def sums(layout: Layout) -> Tensor:
             logps_N = token_logps(
-                self.model(layout), self.model.head_weight, layout, temperature=self.temperature
+                self.model(layout),
+                self.model.head_weight,
+                layout,
+                temperature=self.temperature,
+                cap=self.model.logit_cap,
             ).logps_N
             return logps_N.new_zeros(layout.num_sequences).index_add_(0, layout.sequence_of_N, logps_N)
 

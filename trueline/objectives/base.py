@@ -128,7 +128,9 @@ def scored_tokens(rows: Sequence[Row]) -> dict[str, float]:
 
 def cross_entropy(model: Any, batch: Batch) -> Losses:
     """Sum of -log p over the scored tokens of a language model, with accuracy and entropy per token."""
-    scores = token_logps(model(batch.layout), model.head_weight, batch.layout, equal_weights=True)
+    scores = token_logps(
+        model(batch.layout), model.head_weight, batch.layout, cap=model.logit_cap, equal_weights=True
+    )
     count = float(len(scores.logps_N))
     metrics = {
         "mean_token_accuracy": (scores.correct_N.float().sum(), count),

@@ -105,7 +105,7 @@ class DPO:
 
     def loss(self, model: Any, batch: Batch, crew: Crew) -> Losses:
         layout = batch.layout
-        logps_N = token_logps(model(layout), model.head_weight, layout).logps_N
+        logps_N = token_logps(model(layout), model.head_weight, layout, cap=model.logit_cap).logps_N
         logps_S = logps_N.new_zeros(layout.num_sequences).index_add(0, layout.sequence_of_N, logps_N)
         ratio_S = logps_S - numbers_of(batch.rows, "reference_logps", logps_S.device)
         pairs = pairs_of(batch.rows, logps_S.device)
