@@ -28,6 +28,8 @@ from uuid import uuid4
 import numpy as np
 
 MARKER = "artifact.json"
+ADAPTER_CONFIG = "adapter_config.json"
+"""The file that makes a folder an adapter, in PEFT's layout."""
 
 
 def write_atomic(path: str | Path, data: bytes | str) -> None:
@@ -102,6 +104,24 @@ def directory_fingerprint(path: str | Path) -> str:
     root = Path(path)
     files = sorted(file for file in root.rglob("*") if file.is_file() and file != root / MARKER)
     return fingerprint({file.relative_to(root).as_posix(): file_fingerprint(file) for file in files})
+
+
+def adapter_base(folder: str | Path) -> str:
+    """The folder or hub id of the base model of an adapter's folder; "" for any other folder.
+
+    A relative path counts from where the program runs, as for PEFT, or else from the adapter's folder.
+    """
+    folder = Path(folder)
+    path = folder / ADAPTER_CONFIG
+    if not path.is_file() or (folder / "config.json").is_file():  # beside its own weights an adapter is a leftover
+        return ""
+    try:
+        named = json.loads(path.read_text(encoding="utf-8")).get("base_model_name_or_path")
+    except (json.JSONDecodeError, AttributeError):
+        raise ValueError(f"{path} is not valid JSON: fetch or write it again") from None
+    if not named:
+        raise ValueError(f"{path} names no base model: write its folder or hub id as base_model_name_or_path")
+    return str(folder / named) if not Path(named).is_dir() and (folder / named).is_dir() else str(named)
 
 
 @dataclass(frozen=True, kw_only=True)

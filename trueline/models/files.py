@@ -6,7 +6,7 @@
 Only safetensors are read: pickled weights can run code. Names and shapes are checked against the config before
 anything is allocated, and the files' own headers before that (header.py). Names and layouts are each family's
 (families/): what a family stores as one matrix is split here and joined again. Left out: tokenizer files
-(trueline.tokens copies them), adapters, quantised weights.
+(trueline.tokens copies them), adapters (adapter_files), quantised weights.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from trueline.models.decoder import Decoder, ScalarModel
 from trueline.models.families import architecture_of, named
 from trueline.models.families.weights import Group, groups, stored_name
 from trueline.models.header import FLOATS, Stored, read_header
-from trueline.store import write_atomic
+from trueline.store import ADAPTER_CONFIG, adapter_base, write_atomic
 
 
 def new_model(config: DecoderConfig, seed: int = 0) -> Decoder:
@@ -68,13 +68,15 @@ def save_model(model: Decoder | ScalarModel, folder: str | Path, *, max_shard_by
 
 
 def load_model(source: str | Path, *, dtype: torch.dtype = torch.float32, device: str = "cpu") -> Decoder:
-    """Reads a Hugging Face directory, or a hub id when no such directory exists."""
+    """Reads a Hugging Face directory, or a hub id when no such directory exists; of an adapter, its base with it."""
     folder = find(source)
     config, classifier = read_config(folder)
     if classifier:
         raise ValueError(
             f"{folder}: a sequence classifier (reward model), not a language model; use load_scalar_model."
         )
+    if adapter_base(folder):
+        return adapter_files().load_adapted(folder, "tokens", dtype=dtype, device=device)
     found = _found(folder, config)
     with torch.device("meta"):
         model = Decoder(config, str(folder))
@@ -107,6 +109,10 @@ def load_scalar_model(
         nn.init.normal_(model.score.weight, std=config.initializer_range, generator=torch.Generator().manual_seed(seed))
         model.score.to(device=device, dtype=dtype)
         return model
+    if adapter_base(folder):
+        return adapter_files().load_adapted(
+            folder, "scalar", dtype=dtype, device=device, pad_token_id=pad_token_id, seed=seed
+        )
     found = _found(folder, config)
     with torch.device("meta"):
         model = ScalarModel(Decoder(replace(config, tie_word_embeddings=True), str(folder)))
@@ -119,28 +125,42 @@ def hf_name(name: str, model_type: str = "llama") -> str:
     return stored_name(named(model_type), name)
 
 
-def find(source: str | Path) -> Path:
-    """The local folder of a model: itself, or the hub's download."""
+def adapter_files() -> Any:
+    """The room of adapters on disk, which is built on this one."""
+    from trueline.models import adapter_files
+
+    return adapter_files
+
+
+def find(source: str | Path, where: str = "") -> Path:
+    """The local folder of a model: itself, or the hub's download. `where` begins the sentence when there is none."""
     folder = Path(source)
     if folder.is_dir():
         return folder
     name = str(source)
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
-        raise ValueError(f"{name}: no such directory, and not a hub id (owner/name).")
+        raise ValueError(f"{where}{name}: no such directory, and not a hub id (owner/name).")
     from huggingface_hub import snapshot_download
 
     try:
         return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.jinja", "tokenizer.model"]))
     except (OSError, ValueError) as error:  # offline, unknown name, no access, a name the hub does not allow
         raise ValueError(
-            f"{name}: no such directory, and the hub did not give a model of that name ({type(error).__name__}): "
+            f"{where}{name}: no such directory, and the hub did not give a model of that name ({type(error).__name__}): "
             "check the path, or the name and the network."
         ) from error
 
 
 def read_config(folder: Path) -> tuple[DecoderConfig, bool]:
     """The config, and whether it is a sequence classifier's."""
-    path = folder / "config.json"
+    path, base = folder / "config.json", adapter_base(folder)
+    if base:
+        task = _json(folder / ADAPTER_CONFIG).get("task_type")
+        below = find(base, f"{folder / ADAPTER_CONFIG} names the base model ")
+        if adapter_base(below):
+            raise ValueError(f"{folder}: its base model {base} is an adapter too: merge that one first (trueline merge)")
+        config, classifier = read_config(below)
+        return config, classifier or task == "SEQ_CLS"
     if not path.is_file():
         raise ValueError(f"{folder}: config.json is missing; a model directory has config.json and model.safetensors.")
     raw = _json(path)

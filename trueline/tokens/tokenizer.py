@@ -27,7 +27,7 @@ import numpy as np
 import tokenizers
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, trainers
 
-from trueline.store import write_atomic
+from trueline.store import adapter_base, write_atomic
 from trueline.tokens.backend import ALIAS_HEAD, adds, aliases_of, build, control_tokens, with_aliases
 from trueline.tokens.template import CHATML, ChatTemplate, RowError, TemplateError
 
@@ -220,6 +220,8 @@ def load_tokenizer(path_or_hub_id: str | Path) -> Tokenizer:
     if not folder.is_dir():
         folder = _download(str(path_or_hub_id))
     if not (folder / "tokenizer.json").is_file():
+        if adapter_base(folder):  # PEFT writes none beside an adapter
+            return load_tokenizer(adapter_base(folder))
         if (folder / "tokenizer.model").is_file():
             raise ValueError(
                 f"{folder} has only a SentencePiece tokenizer.model; write the tokenizer.json read here once with "
