@@ -217,7 +217,7 @@ def _attend_span(q_RHE: Tensor, k_1GKE: Tensor, v_1GKE: Tensor, rule: Rule) -> T
 
 
 def _weigh(q_BHRE: Tensor, k_BGKE: Tensor, v_BGKE: Tensor, mask: Tensor | None, rule: Rule) -> Tensor:
-    """Softmax attention [B, H, R, E] under a mask (True: seen); without one each query sees the keys up to its own."""
+    """Softmax attention [B, H, R, E] under a mask [R, K] or [B, 1, 1, K], True where seen; without one it is causal."""
     H, G = q_BHRE.shape[1], k_BGKE.shape[1]
     if rule.cap is None:
         return scaled_dot_product_attention(
@@ -226,7 +226,8 @@ def _weigh(q_BHRE: Tensor, k_BGKE: Tensor, v_BGKE: Tensor, mask: Tensor | None, 
     assert mask is not None
     q_BGXRE = q_BHRE.unflatten(1, (G, -1)) * (rule.scale or q_BHRE.shape[-1] ** -0.5)
     products = (q_BGXRE @ k_BGKE[:, :, None].transpose(-1, -2)).float()
-    products = ((products / rule.cap).tanh() * rule.cap).masked_fill(~mask, float("-inf"))
+    seen = mask if mask.dim() == 2 else mask.unsqueeze(2)  # per query and key, or also per sequence
+    products = ((products / rule.cap).tanh() * rule.cap).masked_fill(~seen, float("-inf"))
     return (products.softmax(-1).to(v_BGKE.dtype) @ v_BGKE[:, :, None]).flatten(1, 2)
 
 
