@@ -70,7 +70,8 @@ class Run:
         self.sinks = list(sinks)
         self.console = console or Console(stderr=True)
         known = self.folder / "run.json"
-        if (self.folder / "config.json").exists() and not known.exists():
+        models = "config.json", "adapter_config.json"
+        if any((self.folder / name).exists() for name in models) and not known.exists():
             raise ValueError(f"{self.folder} holds a model that no run of ours wrote; choose another --out")
         self.folder.mkdir(parents=True, exist_ok=True)
         self._lock: int | None = _lock(self.folder)

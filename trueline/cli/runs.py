@@ -71,6 +71,6 @@ class Repeat:
         out = self.out or self.folder.with_name(self.folder.name + "-again")
         dispatch([verb, "--config", str(path), "--out", str(out)])
         if out != self.folder:
-            names = [file.name for file in sorted(self.folder.glob("model*.safetensors"))]
+            names = [file.name for file in sorted(self.folder.glob("*model*.safetensors"))]
             equal = bool(names) and all(file_fingerprint(self.folder / n) == file_fingerprint(out / n) for n in names)
             print(f"the weights of {out} and {self.folder} are {'equal, bit for bit' if equal else 'not equal'}")

@@ -66,6 +66,7 @@ OTHERS = (
         "trueline.cli.evaluate:Evaluate",
         "perplexity and bits per byte, or a reward model's accuracy and calibration",
     ),
+    Verb("merge", "Use a model", "trueline.cli.merge:Merge", "an adapter and its base as one plain model"),
     Verb(
         "run",
         "Look after runs",

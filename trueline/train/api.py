@@ -23,11 +23,12 @@ import numpy as np
 import torch
 from torch import nn
 
+from trueline.models.adapters import without_adapters
 from trueline.models.attention import tree_tokens
 from trueline.models.config import DecoderConfig
 from trueline.models.decoder import Decoder, ScalarModel
 from trueline.models.files import fingerprint as weights_fingerprint
-from trueline.models.files import load_model, load_scalar_model, read_config, save_model
+from trueline.models.files import load_model, load_scalar_model, read_config
 from trueline.models.scorer import PolicyScorer
 from trueline.objectives.base import Objective
 from trueline.protocols import Crew
@@ -37,6 +38,7 @@ from trueline.store import fingerprint
 from trueline.tokens import Tokenizer, load_tokenizer, preview
 from trueline.tokens.encode import row_key
 from trueline.tokens.preview import Segments
+from trueline.train.adapt import adapt, copy_weights, write_weights
 from trueline.train.card import write_card
 from trueline.train.checkpoint import checkpoints, load_checkpoint, newest_checkpoint
 from trueline.train.config import TrainConfig, flatten, identity, override
@@ -131,6 +133,7 @@ def _run(
     refuse_misfit(_decoder(policy).config, (*job.rows, *job.held))
     method = {"method": objective.verb} | dataclasses.asdict(objective)  # type: ignore[call-overload]
     base = str(model) if isinstance(model, str | Path) else _decoder(policy).source
+    adapted = adapt(policy, job.config, base)
     start = weights_fingerprint(policy)
     data = [one["fingerprint"] for one in job.data]
     same = {"objective": method, "model": start, "data": data, "config": identity(job.config)}
@@ -140,7 +143,7 @@ def _run(
 
     def write_model(live: nn.Module, folder: Path) -> None:
         assert isinstance(live, Decoder | ScalarModel)
-        save_model(live, folder)
+        write_weights(live, folder, adapted)
         if job.tokenizer is not None:
             job.tokenizer.save(folder)
 
@@ -152,13 +155,19 @@ def _run(
             if policy is model:
                 copy_weights(policy, run.folder)
             return run.folder
-        for note in (*job.notes, describe(job)):
+        for note in (*job.notes, describe(job), *([adapted.note] if adapted is not None else [])):
             run.event(note)
         seed_everything(job.config.seed)
         _decoder(policy).activation_checkpointing = job.config.gradient_checkpointing
         policy.to(job.config.device)
         if "reference" in objective.needs:
-            crew = with_reference(crew, policy, start, job, run)
+            with without_adapters(policy):  # the same weights serve as the reference: no second model
+                crew = with_reference(crew, policy, start if adapted is None else weights_fingerprint(policy), job, run)
+            if adapted is not None and not adapted.fresh:
+                run.event(
+                    "the reference is the base without the adapter, not the adapter as it starts; for that one, merge it "
+                    "first (trueline merge) and train a new adapter"
+                )
         optimizer = adamw(policy, job.config.optim)
         limit = None if job.config.max_steps > 0 else job.config.row_limit(len(job.rows))
         feed = StoredFeed(job.rows, job.config.rows_per_step, job.config.seed, limit)
@@ -169,7 +178,7 @@ def _run(
             copy_weights(policy, run.folder / f"checkpoint-{state.best_step}")
             run.event(f"the model is that of step {state.best_step}, best by {job.config.evals.metric_for_best_model}")
         write_model(policy, run.folder)
-        write_card(run.folder, objective, base, job.data)
+        write_card(run.folder, objective, base, job.data, adapted.fingerprint if adapted is not None else "")
         run.finish({"steps": state.step, "num_tokens": state.num_tokens, **state.last_eval})
     return run.folder
 
@@ -346,13 +355,6 @@ def resume(run: Run, model: Model, optimizer: torch.optim.Optimizer, feed: Store
     run.truncate(state.step)
     run.event(f"goes on from {path.name} of {total} steps")
     return state
-
-
-def copy_weights(model: Model, folder: Path) -> None:
-    """The stored weights of a checkpoint into a live model."""
-    stored = load_scalar_model(folder) if isinstance(model, ScalarModel) else load_model(folder)
-    with torch.no_grad():
-        model.load_state_dict(stored.state_dict())
 
 
 def _load(objective: Objective, model: str | Path | Model, job: Job) -> Model:

@@ -13,14 +13,19 @@ from trueline.objectives.base import Objective
 from trueline.run import read_json, read_lines
 
 
-def write_card(folder: Path, objective: Objective, base: str, data: Sequence[Mapping[str, Any]]) -> Path:
-    """Front matter, data, evaluation, configuration, versions. Reads what the run wrote into its folder."""
+def write_card(
+    folder: Path, objective: Objective, base: str, data: Sequence[Mapping[str, Any]], adapted: str = ""
+) -> Path:
+    """Front matter, data, evaluation, configuration, versions. Reads what the run wrote into its folder.
+
+    `adapted` is the fingerprint of the base below an adapter; "" for a whole model.
+    """
     run, environment = read_json(folder / "run.json"), read_json(folder / "environment.json")
     metrics = read_lines(folder / "metrics.jsonl") if (folder / "metrics.jsonl").exists() else []
     trained: dict[str, Any] = next((row for row in reversed(metrics) if "loss" in row), {})
     evaluated: dict[str, Any] = next((row for row in reversed(metrics) if "eval_loss" in row), {})
     front = {
-        "library_name": "transformers",
+        "library_name": "peft" if adapted else "transformers",
         "model_name": folder.name,
         "base_model": base,
         "datasets": [str(one["source"]) for one in data],
@@ -29,11 +34,16 @@ def write_card(folder: Path, objective: Objective, base: str, data: Sequence[Map
     }
     config = run["config"]["config"]
     loader = "AutoModelForSequenceClassification" if objective.head == "scalar" else "AutoModelForCausalLM"
+    library, more = "transformers", ""
+    if adapted:
+        library, loader = "peft", loader.replace("Auto", "AutoPeft", 1)
+        more = ", num_labels=1" if objective.head == "scalar" else ""
+    named = f" It is a LoRA adapter; the weights of its base have the sha256 `{adapted}`." if adapted else ""
     parts = [
         "---\n" + yaml.safe_dump(front, sort_keys=False, allow_unicode=True) + "---",
         f"# {folder.name}",
-        f"`{base or 'new weights'}` trained with Trueline's `{objective.verb}`.",
-        f"```python\nfrom transformers import {loader}\n\nmodel = {loader}.from_pretrained({folder.name!r})\n```",
+        f"`{base or 'new weights'}` trained with Trueline's `{objective.verb}`.{named}",
+        f"```python\nfrom {library} import {loader}\n\nmodel = {loader}.from_pretrained({folder.name!r}{more})\n```",
         "## Data",
         _table(
             ("data", "rows", "sha256 of the encoded rows"),

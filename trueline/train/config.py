@@ -4,8 +4,9 @@
       optim   OptimConfig    learning rate, AdamW, schedule, clipping
       save    SaveConfig     checkpoints
       evals   EvalConfig     evaluation, best checkpoint, early stopping, samples
+      lora    AdapterConfig  adapters instead of all weights
 
-Field names are unique over all four, so the command line and `override` take them flat:
+Field names are unique over all five, so the command line and `override` take them flat:
 `override(config, learning_rate=1e-4)`.
 What a method needs (beta, ...) is a field of its objective, not of these.
 """
@@ -92,6 +93,29 @@ class EvalConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class AdapterConfig:
+    """LoRA: low-rank differences of frozen weights are trained (docs/methods/lora.md)."""
+
+    lora_r: int = 0
+    """Rank of the adapters; 0 trains all weights, or the adapter that the model comes with."""
+    lora_alpha: float = 32.0
+    """Scale of the adapters: their output is multiplied by lora_alpha / lora_r."""
+    lora_dropout: float = 0.0
+    """Dropout on what the adapters read."""
+    lora_target_modules: tuple[str, ...] = ("all-linear",)
+    """Layers that get one: names such as q_proj v_proj, one regular expression, or all-linear: all but the head."""
+    use_rslora: bool = False
+    """Scale by lora_alpha / sqrt(lora_r) instead."""
+
+    def __post_init__(self) -> None:
+        if self.lora_r < 0:
+            raise ValueError(f"lora_r is {self.lora_r}: it must be at least 0")
+        for item in dataclasses.fields(self):
+            if not self.lora_r and getattr(self, item.name) != item.default:
+                raise ValueError(f"{item.name} is {getattr(self, item.name)}, and lora_r is 0: give lora_r, such as 16")
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """One training run."""
 
@@ -101,6 +125,8 @@ class TrainConfig:
     """Checkpoints."""
     evals: EvalConfig = field(default_factory=EvalConfig)
     """Evaluation."""
+    lora: AdapterConfig = field(default_factory=AdapterConfig)
+    """Adapters."""
     max_steps: int = 0
     """Optimizer steps; 0 takes num_train_epochs."""
     num_train_epochs: float = 1.0
@@ -161,7 +187,8 @@ PLACEMENT = (
 
 def identity(config: TrainConfig) -> dict[str, Any]:
     """What must be equal for a run to go on: flat, the placement left out, the effective batch in."""
-    flat = {name: value for name, value in flatten(config).items() if name not in PLACEMENT}
+    without = PLACEMENT if config.lora.lora_r else (*PLACEMENT, *(item.name for item in dataclasses.fields(AdapterConfig)))
+    flat = {name: value for name, value in flatten(config).items() if name not in without}
     return flat | {"rows_per_step": config.rows_per_step}
 
 
@@ -170,14 +197,14 @@ def flatten(config: TrainConfig) -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for item in dataclasses.fields(config):
         value = getattr(config, item.name)
-        nested = isinstance(value, OptimConfig | SaveConfig | EvalConfig)
+        nested = isinstance(value, OptimConfig | SaveConfig | EvalConfig | AdapterConfig)
         flat |= dataclasses.asdict(value) if nested else {item.name: value}
     return flat
 
 
 def override(config: TrainConfig, **flat: Any) -> TrainConfig:
     """The config with some fields replaced, nested or not, by their flat names."""
-    groups = ("optim", "save", "evals")
+    groups = ("optim", "save", "evals", "lora")
     homes = {item.name: group for group in groups for item in dataclasses.fields(getattr(config, group))}
     valid = [item.name for item in dataclasses.fields(config)] + list(homes)
     nested: dict[str, dict[str, Any]] = {}
