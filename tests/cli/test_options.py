@@ -104,7 +104,7 @@ def test_yaml_sets_the_same_fields_and_flags_win(tmp_path: Path) -> None:
         ("--dry_run", "trueline test needs --out DIR; see trueline test --help"),
         (
             "--out x --learning_rate abc",
-            "--learning_rate: could not convert string to float: 'abc'; see trueline test --help",
+            "--learning_rate is 'abc': write a number, such as 1e-5",
         ),
         ("--out x --objective.beta -1", "beta is -1.0: it must be above 0; see trueline test --help"),
         ("--out x --dry_run=maybe", "--dry_run is 'maybe': write true or false"),

@@ -52,7 +52,7 @@ def test_limit_counts_records(tmp_path):
 
 
 def test_a_file_without_a_usable_row_is_an_error(tmp_path):
-    with pytest.raises(ValueError, match=r"no row can be used: chosen and rejected are equal \(2\)"):
+    with pytest.raises(ValueError, match=r"none of its 2 rows can be used: chosen and rejected are equal \(2\)"):
         list(read_rows(write(tmp_path / "a.jsonl", [{**PAIR, "rejected": "Air."}] * 2)))
     with pytest.raises(ValueError, match="has no rows"):
         read_rows(write(tmp_path / "b.jsonl", []))

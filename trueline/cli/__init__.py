@@ -8,27 +8,40 @@ traceback. `trueline --help` reads the verbs without importing them: neither tor
 
 from __future__ import annotations
 
+import errno
 import os
+import signal
 import sys
+import threading
 from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
+from types import FrameType, TracebackType
 
 from trueline import __version__
 from trueline.cli import verbs
 
 PACKAGE = str(Path(__file__).parent.parent)
+FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC), errno.EFBIG)
+"""A full disk, a used-up quota, a file beyond the limit of its size."""
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, where nothing has to be saved; inside the training loop it is answered there."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
+    before = signal.getsignal(signal.SIGTERM)
+    ours = before is signal.SIG_DFL and threading.current_thread() is threading.main_thread()
     try:
+        if ours:
+            signal.signal(signal.SIGTERM, terminate)
         return dispatch(words)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         again = "; the same command goes on from the last checkpoint" if words and words[0] in verbs.methods() else ""
         complain(f"stopped{again}")
-        return 130
+        return 128 + (signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT)
     except BrokenPipeError:  # `trueline ... | head`: whoever read has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
@@ -36,8 +49,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         sentence = explain(error)
         if sentence is None:
             raise
-        complain(f"error: {sentence}")
+        complain(f"error: {' '.join(sentence.split())}")
         return 2
+    finally:
+        if ours:
+            signal.signal(signal.SIGTERM, before)
+
+
+def terminate(number: int, frame: FrameType | None) -> None:
+    """End as on Ctrl-C, so that what was begun is cleared away."""
+    raise Terminated
 
 
 def dispatch(words: list[str]) -> int:
@@ -70,8 +91,16 @@ def explain(error: Exception) -> str | None:
         or type(error).__name__ == "OutOfMemoryError"
     ):
         return "out of memory: lower --max_tokens_per_batch or --max_length, or switch on --gradient_checkpointing"
+    if "No space left on device" in str(error) or (isinstance(error, OSError) and error.errno in FULL):
+        where = f" where {error.filename} goes" if isinstance(error, OSError) and error.filename else ""
+        return f"the disk is full{where}: make room, and the same command goes on from what was saved"
     if isinstance(error, OSError) and error.filename is not None:
-        return f"{error.filename}: {error.strerror}"
+        said = f"{error.filename}: {error.strerror}"
+        if isinstance(error, NotADirectoryError | FileExistsError):
+            return f"{said}; a folder is needed there: choose another name"
+        if isinstance(error, PermissionError) or error.errno == errno.EROFS:
+            return f"{said}; choose another place, or change who may read and write there"
+        return said
     if isinstance(error, ValueError | OSError) and raised_by_us(error.__traceback__):
         return str(error)
     return None

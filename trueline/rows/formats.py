@@ -105,7 +105,7 @@ def nearest(columns: Sequence[str], record: type[Record] | None, prompts: bool =
     if distance(best) == 1:
         plain = [one for one in known if one.name.startswith("TRL")]
         simple = dict.fromkeys(" + ".join(_said(need) for need in one.needs) for one in plain)
-        return f"readable are {'; '.join(simple)}; other names can be given with columns"
+        return f"readable are {'; '.join(simple)}; other names can be given with columns, such as prompt=question"
     close = [(_close(need, columns), _said(need)) for need in best.missing(columns)]
     renames = ", ".join(f"{name!r} for {need!r}" for name, need in close if name)
     hint = f"; did you mean {renames}?" if renames else ""

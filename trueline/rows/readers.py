@@ -14,9 +14,10 @@ import importlib
 import io
 import json
 import re
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import IO, Any, AnyStr, BinaryIO, cast
 
 KINDS = {
     ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".csv": "csv", ".tsv": "csv",
@@ -24,6 +25,8 @@ KINDS = {
 }  # fmt: skip
 TEXT_PIECE = 1 << 20
 """Characters after which a plain-text file is cut at the next blank line, so that it need not fit in memory."""
+LONGEST = 1 << 28
+"""Bytes or characters of one line, one cell or one element of a list: beyond it a file is damaged, or made to fill the memory."""
 
 
 class Unreadable(str):
@@ -65,17 +68,13 @@ def kind_of(path: Path) -> str:
 def read_objects(path: str | Path) -> Iterator[Object]:
     """All objects of one file, streaming."""
     path = Path(path)
-    match kind_of(path):
-        case "jsonl":
-            yield from _json_lines(path)
-        case "json":
-            yield from _json(path)
-        case "csv":
-            yield from _csv(path)
-        case "text":
-            yield from _text(path)
-        case "parquet" | "arrow" as kind:
-            yield from _arrow(path, kind)
+    readers = {"jsonl": _json_lines, "json": _json, "csv": _csv, "text": _text, "parquet": _arrow, "arrow": _arrow}
+    try:
+        yield from readers[kind_of(path)](path)
+    except (EOFError, OSError, zlib.error) as error:
+        if isinstance(error, OSError) and error.filename is not None:  # it cannot be opened, which is no damage
+            raise
+        raise ValueError(f"{path} is damaged: {error}") from error
 
 
 def read_hub(name: str) -> Iterator[Object]:
@@ -90,7 +89,11 @@ def read_hub(name: str) -> Iterator[Object]:
     try:
         rows = datasets.load_dataset(repository, split=split or "train", streaming=True)
     except Exception as error:  # whatever the network and the hub have to say
-        raise ValueError(f"{name} is no file or folder here, and the Hugging Face hub says: {error}") from error
+        said = " ".join(str(error).split())[:200]
+        raise ValueError(
+            f"{name} is no file or folder here, and the Hugging Face hub did not give a data set of that name ({said}): "
+            "check the path, or the name and the network"
+        ) from error
     for number, row in enumerate(rows, 1):
         yield f"{name}:{number}", dict(row)
 
@@ -148,12 +151,18 @@ def _json_lines(path: Path) -> Iterator[Object]:
                 yield place, _object(text)
 
 
-def _lines(file: BinaryIO, path: Path) -> Iterator[bytes]:
-    """The lines of a file; a compressed file that ends too early is the user's to know."""
-    try:
-        yield from file
-    except (EOFError, OSError) as error:
-        raise ValueError(f"{path} is damaged: {error}") from error
+def _lines(file: IO[AnyStr], path: Path) -> Iterator[AnyStr]:
+    """The lines of a file, each of a bounded length."""
+    number = 0
+    while line := file.readline(LONGEST):
+        number += 1
+        if len(line) == LONGEST:
+            raise _too_long(f"{path}:{number}", "a line")
+        yield line
+
+
+def _too_long(place: str, what: str) -> ValueError:
+    return ValueError(f"{place}: {what} of more than {LONGEST / 2**20:,.0f} MB; one row belongs on one line: split the file")
 
 
 def _object(text: str) -> dict[str, Any] | Unreadable:
@@ -176,16 +185,23 @@ def _json(path: Path) -> Iterator[Object]:
             if start == "[":
                 yield from _json_list(path, text, line)
                 return
-            start += text.readline()
+            start += next(_lines(text, path), "")
             rest = text.read(1) if isinstance(_object(start), dict) else ""
             if rest:  # an object on the first line and more to come
                 yield from _json_lines(path)
                 return
-            value = parse_json(start + text.read())
+            if not start:
+                return
+            whole = start + text.read(4 * LONGEST)
+            if len(whole) >= 4 * LONGEST:
+                raise _too_long(str(path), "one JSON value")
         except UnicodeDecodeError:
             raise ValueError(f"{path} is not UTF-8 text") from None
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path} is not JSON: {error}") from None
+    try:
+        value = parse_json(whole)
+    except (ValueError, RecursionError) as error:
+        reason = "nested too deep" if isinstance(error, RecursionError) else str(error)
+        raise ValueError(f"{path} is not JSON: {reason}") from None
     if not isinstance(value, dict):
         raise ValueError(f"{path} is neither a JSON object nor a list of them")
     lists = [v for v in value.values() if isinstance(v, list) and v and all(isinstance(row, dict) for row in v)]
@@ -221,22 +237,26 @@ def _json_list(path: Path, file: io.TextIOWrapper, line: int) -> Iterator[Object
             continue
         if ended:
             raise ValueError(f"{path}:{line}: not JSON from here on (a list of objects was expected)")
+        if len(buffer) - position >= LONGEST:
+            raise _too_long(f"{path}:{line}", "an element")
         more = file.read(max(1 << 16, len(buffer) - position))
         ended = not more
         buffer, position = buffer[position:] + more, 0
 
 
 def _csv(path: Path) -> Iterator[Object]:
-    csv.field_size_limit(2**31 - 1)  # the default refuses long texts
+    csv.field_size_limit(LONGEST)  # the default refuses long texts
     with open_bytes(path) as file:
         text = io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
-        reader = csv.reader(text, delimiter="\t" if plain_suffix(path) == ".tsv" else ",", strict=True)
+        reader = csv.reader(_lines(text, path), delimiter="\t" if plain_suffix(path) == ".tsv" else ",", strict=True)
         header: list[str] | None = None
         while True:
             place = f"{path}:{reader.line_num + 1}"
             try:
                 cells = next(reader, None)
-            except (csv.Error, UnicodeDecodeError) as error:
+            except UnicodeDecodeError:
+                raise ValueError(f"{path} is not UTF-8 text") from None
+            except csv.Error as error:
                 raise ValueError(f"{place}: not CSV: {error}") from None
             if cells is None:
                 return
@@ -257,7 +277,7 @@ def _text(path: Path) -> Iterator[Object]:
         piece: list[str] = []
         size, start = 0, 1
         try:
-            for number, line in enumerate(text, 1):
+            for number, line in enumerate(_lines(text, path), 1):
                 piece.append(line)
                 size += len(line)
                 if size >= TEXT_PIECE and (not line.strip() or size >= 2 * TEXT_PIECE):
@@ -269,27 +289,33 @@ def _text(path: Path) -> Iterator[Object]:
             yield f"{path}:{start}", {"text": "".join(piece)}
 
 
-def _arrow(path: Path, kind: str) -> Iterator[Object]:
+def _arrow(path: Path) -> Iterator[Object]:
+    kind = kind_of(path)
     module = arrow(f"reading {path.name}", "pyarrow.parquet" if kind == "parquet" else "pyarrow.ipc")
     lib = arrow("reading Parquet")
     with open_bytes(path) as file:
+        source: BinaryIO = file
+        if path.suffix.lower() in (".gz", ".zst"):
+            source = io.BytesIO(file.read(4 * LONGEST))
+            if source.getbuffer().nbytes == 4 * LONGEST:
+                raise ValueError(f"{path} is too large to be read compressed: unpack it")
+        number = 0
         try:
-            source = file if path.suffix.lower() not in (".gz", ".zst") else io.BytesIO(file.read())
             batches = module.ParquetFile(source).iter_batches(1024) if kind == "parquet" else _ipc(module, lib, source)
-            number = 0
             for batch in batches:
                 for row in batch.to_pylist():
                     number += 1
                     yield f"{path}:{number}", row
-        except lib.ArrowException as error:
-            raise ValueError(f"{path} is not readable as {kind}: {error}") from None
+        # text that is no UTF-8 and dates of no calendar are ValueErrors; broken offsets are OSErrors
+        except (lib.ArrowException, ValueError, OSError, OverflowError) as error:
+            raise ValueError(f"{path} is not readable as {kind} after row {number}: {error}") from None
 
 
 def _ipc(module: Any, lib: Any, source: BinaryIO) -> Any:
     """Arrow has a stream form (what `datasets` caches) and a file form."""
     try:
         return module.open_stream(source)
-    except lib.ArrowInvalid:
+    except (lib.ArrowInvalid, OSError):
         source.seek(0)
         reader = module.open_file(source)
         return (reader.get_batch(i) for i in range(reader.num_record_batches))

@@ -26,6 +26,7 @@ from trueline.rows.readers import Object, Unreadable, find_files, is_hub_id, rea
 
 LOOK = 20
 """Rows from which the format is found."""
+UNKNOWN_FORM = ", no row usable so far"
 PROMPT = "prompt"
 """What `read_prompts` wants; it is a Conversation without an answer."""
 
@@ -118,8 +119,8 @@ class Rows:
         finally:
             log.close()
         if not given and self.limit != 0:
-            most = "; ".join(f"{reason} ({count})" for reason, count in self.rejected.most_common(3))
-            raise ValueError(f"{', '.join(self.paths)} read as {self.format}: no row can be used: {most}")
+            read = f"{', '.join(self.paths)} read as {self.format.removesuffix(UNKNOWN_FORM)}"
+            raise ValueError(f"{read}: none of its {self.read:,} rows can be used: {most_of(self.rejected)}")
 
     def _records(
         self, source: _Source, place: str, row: dict[str, Any] | Unreadable, notes: Counter[str]
@@ -149,15 +150,19 @@ class Rows:
     def _look(self, path: str) -> _Source:
         """Find the format from the first rows, or say what is wrong in one sentence."""
         first: list[dict[str, Any]] = []
-        seen = 0
+        seen, reasons = 0, Counter[str]()
         for _, row in _objects(path):
             seen += 1
-            if not isinstance(row, Unreadable):
+            if isinstance(row, Unreadable):
+                reasons[str(row)] += 1
+            else:
                 first.append(row)
-            if seen >= LOOK and first:
+            if (seen >= LOOK and first) or seen >= 1000:
                 break
         if not first:
-            raise ValueError(f"{path} has no rows" if not seen else f"{path}: none of its {seen} rows is an object")
+            if not seen:
+                raise ValueError(f"{path} has no rows: it is empty")
+            raise ValueError(f"{path}: none of its {seen} rows is an object ({most_of(reasons)}); is it a text file of rows?")
         names = tuple(dict.fromkeys(name for row in first for name in row))
         for column in self._columns.values():
             if column not in names:
@@ -177,7 +182,7 @@ class Rows:
                 return form(found.convert(row, At(source="", chat=self._chat, verdict=self._verdict))[0])
             except Reject:
                 continue
-        return "no row usable so far"
+        return UNKNOWN_FORM.removeprefix(", ")
 
 
 def read_rows(
@@ -362,9 +367,14 @@ NEEDED: dict[Any, str] = {
 }  # fmt: skip
 
 
+def most_of(reasons: Counter[str]) -> str:
+    """The three commonest reasons, with their rows."""
+    return "; ".join(f"{reason} ({count:,})" for reason, count in reasons.most_common(3))
+
+
 def _mismatch(path: str, found: Format | None, columns: Sequence[str], wanted: type[Record] | str | None) -> str:
     """One sentence: what the file has, what is needed, which rename would do."""
-    has = ", ".join(columns)
+    has = ", ".join(columns[:8]) + (f" and {len(columns) - 8} more" if len(columns) > 8 else "")
     if found is not None:
         gives = "prompts without answers" if found.gives_prompts else NEEDED[found.record]
         return (
