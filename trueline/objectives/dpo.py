@@ -22,16 +22,21 @@ Legend: N scored tokens, S sequences, P pairs.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from trueline.models.head import token_logps
 from trueline.objectives.base import Batch, Budget, Losses, microbatches
-from trueline.objectives.pairs import numbers_of, pair_weights, pairs_of
+from trueline.objectives.pairs import (
+    implicit_reward_metrics,
+    pair_weights,
+    pairs_of,
+    policy_and_ratios,
+    with_reference_logps,
+)
 from trueline.protocols import Crew
 from trueline.records import Comparison, Row
 
@@ -90,12 +95,7 @@ class DPO:
             raise ValueError(f"label_smoothing is {self.label_smoothing}: it must be at least 0 and below 0.5")
 
     def annotate(self, rows: Sequence[Row], crew: Crew) -> Sequence[Row]:
-        if all("reference_logps" in row.numbers for row in rows):
-            return rows
-        if crew.reference is None:
-            raise ValueError("DPO needs a reference policy: pass crew=Crew(reference=PolicyScorer(model))")
-        return [replace(row, numbers={**row.numbers, "reference_logps": logps_K})
-                for row, logps_K in zip(rows, crew.reference.score(rows), strict=True)]  # fmt: skip
+        return with_reference_logps(rows, crew)
 
     def steps(self, rows: Sequence[Row], budget: Budget) -> Iterator[list[Batch]]:
         yield microbatches(rows, budget, pair_weights)
@@ -104,32 +104,14 @@ class DPO:
         return step
 
     def loss(self, model: Any, batch: Batch, crew: Crew) -> Losses:
-        layout = batch.layout
-        logps_N = token_logps(model(layout), model.head_weight, layout, cap=model.logit_cap).logps_N
-        logps_S = logps_N.new_zeros(layout.num_sequences).index_add(0, layout.sequence_of_N, logps_N)
-        ratio_S = logps_S - numbers_of(batch.rows, "reference_logps", logps_S.device)
+        logps_S, ratio_S = policy_and_ratios(model, batch)
         pairs = pairs_of(batch.rows, logps_S.device)
         loss_P = self.pair_loss(ratio_S[pairs.first_P] - ratio_S[pairs.second_P], pairs.preferred_P)
-        return Losses(
-            {"loss": (pairs.weight_P * loss_P).sum()}, self.metrics(logps_S.detach(), ratio_S.detach(), pairs)
-        )
+        metrics = implicit_reward_metrics(self.beta, logps_S, ratio_S, pairs)
+        return Losses({"loss": (pairs.weight_P * loss_P).sum()}, metrics)
 
     def pair_loss(self, h_P: Tensor, preferred_P: Tensor) -> Tensor:
         """The loss of each pair, from h and the preference."""
         least = {"ipo": ipo_loss, "hinge": hinge_loss}.get(self.loss_type, sigmoid_loss)
         label_P = (unflip if self.loss_type == "robust" else smooth)(preferred_P, self.label_smoothing)
         return label_P * least(h_P, self.beta) + (1 - label_P) * least(-h_P, self.beta)
-
-    def metrics(self, logps_S: Tensor, ratio_S: Tensor, pairs: Any) -> dict[str, tuple[Tensor, float]]:
-        """TRL's names; means over pairs with a preference. rewards = beta log(pi / pi_ref)."""
-        decided_P, count = pairs.decided_P, float(pairs.decided_P.sum())
-        chosen_P, rejected_P = self.beta * ratio_S[pairs.chosen_P], self.beta * ratio_S[pairs.rejected_P]
-        values = {
-            "rewards/chosen": chosen_P,
-            "rewards/rejected": rejected_P,
-            "rewards/margins": chosen_P - rejected_P,
-            "rewards/accuracies": (chosen_P > rejected_P).float(),
-            "logps/chosen": logps_S[pairs.chosen_P],
-            "logps/rejected": logps_S[pairs.rejected_P],
-        }
-        return {name: ((value_P * decided_P).sum(), count) for name, value_P in values.items()}

@@ -16,12 +16,16 @@ Legend: P pairs, S sequences of a microbatch.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from trueline.models.head import token_logps
+from trueline.objectives.base import Batch
+from trueline.protocols import Crew
 from trueline.records import Row
 
 
@@ -94,3 +98,37 @@ def numbers_of(
         for row in rows
     ]
     return torch.from_numpy(np.concatenate(columns).astype(np.float32)).to(device)
+
+
+def with_reference_logps(rows: Sequence[Row], crew: Crew) -> Sequence[Row]:
+    """The rows with numbers["reference_logps"], log pi_ref per response, asked of the crew's reference where missing."""
+    if all("reference_logps" in row.numbers for row in rows):
+        return rows
+    if crew.reference is None:
+        raise ValueError("a loss against a reference policy needs one: pass crew=Crew(reference=PolicyScorer(model))")
+    return [replace(row, numbers={**row.numbers, "reference_logps": logps_K})
+            for row, logps_K in zip(rows, crew.reference.score(rows), strict=True)]  # fmt: skip
+
+
+def policy_and_ratios(model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
+    """log pi [S] of each response, summed over its tokens, and log pi - log pi_ref [S]; both with gradient."""
+    layout = batch.layout
+    logps_N = token_logps(model(layout), model.head_weight, layout, cap=model.logit_cap).logps_N
+    logps_S = logps_N.new_zeros(layout.num_sequences).index_add(0, layout.sequence_of_N, logps_N)
+    return logps_S, logps_S - numbers_of(batch.rows, "reference_logps", logps_S.device)
+
+
+def implicit_reward_metrics(beta: float, logps_S: Tensor, ratio_S: Tensor, pairs: Pairs) -> dict[str, tuple[Tensor, float]]:
+    """TRL's names; means over pairs with a preference. rewards = beta log(pi / pi_ref)."""
+    logps_S, ratio_S = logps_S.detach(), ratio_S.detach()
+    chosen_P, rejected_P = beta * ratio_S[pairs.chosen_P], beta * ratio_S[pairs.rejected_P]
+    values = {
+        "rewards/chosen": chosen_P,
+        "rewards/rejected": rejected_P,
+        "rewards/margins": chosen_P - rejected_P,
+        "rewards/accuracies": (chosen_P > rejected_P).float(),
+        "logps/chosen": logps_S[pairs.chosen_P],
+        "logps/rejected": logps_S[pairs.rejected_P],
+    }
+    count = float(pairs.decided_P.sum())
+    return {name: ((value_P * pairs.decided_P).sum(), count) for name, value_P in values.items()}
