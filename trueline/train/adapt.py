@@ -1,7 +1,7 @@
 """Adapters in training: put on the policy before it starts, said in words, written and read instead of its weights.
 
     adapted = adapt(policy, config, base)      None where all weights are trained
-    write_weights(policy, folder, adapted)     the model, or its adapter in PEFT's layout
+    write_policy(policy, folder, ...)          the model, or its adapter in PEFT's layout
     copy_weights(policy, folder)               the reverse, into the live model
 
 What is trained is what `requires_grad`: optimizer, clipping and checkpoints hold nothing of the base.
@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from trueline.models.adapter_files import fill_adapter, refuse_fused, save_adapter
 from trueline.models.adapters import active_adapters, adapters_of, attach, base_fingerprint, keep_heads, wrappers
@@ -22,6 +23,7 @@ from trueline.models.decoder import Decoder, ScalarModel
 from trueline.models.files import load_model, load_scalar_model, save_model
 from trueline.models.lora import ALL_LINEAR, LoRAConfig, LoRALinear
 from trueline.store import adapter_base
+from trueline.tokens import Tokenizer
 from trueline.train.config import AdapterConfig, TrainConfig
 
 Model = Decoder | ScalarModel
@@ -38,7 +40,18 @@ class Adapted:
     """Of the base's weights."""
     fresh: bool
     """Whether the run starts it; else it trains one further."""
-    note: str
+    about: str
+    """What is trained, in words."""
+
+    def notes(self, needs: tuple[str, ...]) -> list[str]:
+        """What people should know of a run; `needs` is the objective's."""
+        if self.fresh or "reference" not in needs:
+            return [self.about]
+        return [
+            self.about,
+            "the reference is the base without the adapter, not the adapter as it starts; for that one, merge it first "
+            "(trueline merge) and train a new adapter",
+        ]
 
 
 def adapt(policy: Model, config: TrainConfig, source: str) -> Adapted | None:
@@ -72,11 +85,11 @@ def adapt(policy: Model, config: TrainConfig, source: str) -> Adapted | None:
     trained = sum(p.numel() for p in policy.parameters() if p.requires_grad)
     whole = sum(p.numel() for p in policy.parameters())
     how = f"a new adapter of rank {options.lora_r}" if fresh else f"the adapter of {source or 'the model'}, further"
-    note = (
+    about = (
         f"LoRA: {how}, on {layers} linear layers; {trained:,} of {whole:,} parameters are trained ({trained / whole:.2%}), "
         f"the weights of {base or 'the base'} stay as they are"
     )
-    return Adapted(name, base, base_fingerprint(policy), fresh, note)
+    return Adapted(name, base, base_fingerprint(policy), fresh, about)
 
 
 def lora_config(options: AdapterConfig, heads: tuple[str, ...] = ()) -> LoRAConfig:
@@ -94,12 +107,15 @@ def lora_config(options: AdapterConfig, heads: tuple[str, ...] = ()) -> LoRAConf
     )
 
 
-def write_weights(policy: Model, folder: Path, adapted: Adapted | None) -> None:
-    """What a run has trained, as files."""
+def write_policy(policy: nn.Module, folder: Path, *, adapted: Adapted | None, tokenizer: Tokenizer | None) -> None:
+    """What a run has trained, as files, with its tokenizer."""
+    assert isinstance(policy, Decoder | ScalarModel)
     if adapted is None:
         save_model(policy, folder)
     else:
         save_adapter(policy, folder, adapted.name, base=adapted.base, fingerprint=adapted.fingerprint)
+    if tokenizer is not None:
+        tokenizer.save(folder)
 
 
 def copy_weights(model: Model, folder: Path) -> None:

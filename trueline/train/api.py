@@ -16,12 +16,12 @@ import dataclasses
 import os
 import random
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from trueline.models.adapters import without_adapters
 from trueline.models.attention import tree_tokens
@@ -38,7 +38,7 @@ from trueline.store import fingerprint
 from trueline.tokens import Tokenizer, load_tokenizer, preview
 from trueline.tokens.encode import row_key
 from trueline.tokens.preview import Segments
-from trueline.train.adapt import adapt, copy_weights, write_weights
+from trueline.train.adapt import adapt, copy_weights, write_policy
 from trueline.train.card import write_card
 from trueline.train.checkpoint import checkpoints, load_checkpoint, newest_checkpoint
 from trueline.train.config import TrainConfig, flatten, identity, override
@@ -141,12 +141,7 @@ def _run(
         same["reference"] = crew.reference.fingerprint
     about = {"objective": method, "model": base, "data": job.data, "config": flatten(job.config)}
 
-    def write_model(live: nn.Module, folder: Path) -> None:
-        assert isinstance(live, Decoder | ScalarModel)
-        write_weights(live, folder, adapted)
-        if job.tokenizer is not None:
-            job.tokenizer.save(folder)
-
+    write_model = partial(write_policy, adapted=adapted, tokenizer=job.tokenizer)
     with Run(out, about, identity=same, total=job.total_steps, sinks=sinks) as run:
         if rejects.exists():
             os.replace(rejects, run.folder / "rejects.jsonl")
@@ -155,7 +150,7 @@ def _run(
             if policy is model:
                 copy_weights(policy, run.folder)
             return run.folder
-        for note in (*job.notes, describe(job), *([adapted.note] if adapted is not None else [])):
+        for note in (*job.notes, describe(job), *(adapted.notes(objective.needs) if adapted is not None else ())):
             run.event(note)
         seed_everything(job.config.seed)
         _decoder(policy).activation_checkpointing = job.config.gradient_checkpointing
@@ -163,11 +158,6 @@ def _run(
         if "reference" in objective.needs:
             with without_adapters(policy):  # the same weights serve as the reference: no second model
                 crew = with_reference(crew, policy, start if adapted is None else weights_fingerprint(policy), job, run)
-            if adapted is not None and not adapted.fresh:
-                run.event(
-                    "the reference is the base without the adapter, not the adapter as it starts; for that one, merge it "
-                    "first (trueline merge) and train a new adapter"
-                )
         optimizer = adamw(policy, job.config.optim)
         limit = None if job.config.max_steps > 0 else job.config.row_limit(len(job.rows))
         feed = StoredFeed(job.rows, job.config.rows_per_step, job.config.seed, limit)
