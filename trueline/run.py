@@ -59,27 +59,31 @@ class Run:
         total: int | None = None,
         sinks: Sequence[Sink] = (),
         console: Console | None = None,
+        write: bool = True,
     ):
         """`config` is everything that was resolved; `identity` (default: config) the part that a resume may not change.
-        `total` is the number of steps asked for: a finished run that is asked for more is not finished any longer."""
+        `total` is the number of steps asked for: a finished run that is asked for more is not finished any longer.
+        Of several processes that work on one run, one opens it to write; the others lock, keep and print nothing."""
         self.folder = Path(folder)
         self.config = config
         self.identity = config if identity is None else identity
         self.fingerprint = fingerprint(self.identity)
         self.total = total
-        self.sinks = list(sinks)
-        self.console = console or Console(stderr=True)
+        self.write = write
+        self.sinks = list(sinks) if write else []
+        self.console = (console or Console(stderr=True)) if write else Console(quiet=True)
         known = self.folder / "run.json"
         models = "config.json", "adapter_config.json"
         if any((self.folder / name).exists() for name in models) and not known.exists():
             raise ValueError(f"{self.folder} holds a model that no run of ours wrote; choose another --out")
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._lock: int | None = _lock(self.folder)
+        self._lock: int | None = _lock(self.folder) if write else None
         try:
             self.resumed = known.exists()
             if self.resumed:
                 _refuse_difference(self.folder, read_json(known)["identity"], self.identity)
-            self._describe(known)
+            if write:
+                self._describe(known)
         except BaseException:
             self.close()
             raise
@@ -128,7 +132,7 @@ class Run:
         """Forget metrics and samples after this step: a resumed run writes them again."""
         for name in ("metrics.jsonl", "samples.jsonl"):
             path = self.folder / name
-            if path.exists():
+            if self.write and path.exists():
                 kept = [row for row in read_lines(path) if row["step"] <= step]
                 write_atomic(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept))
 
@@ -141,7 +145,8 @@ class Run:
     def finish(self, summary: Mapping[str, Any] | None = None) -> None:
         """Mark the run as finished."""
         about = {"total": self.total, "fingerprint": self.fingerprint, **(summary or {})}
-        write_atomic(self.folder / "finished.json", json.dumps(about, indent=2, ensure_ascii=False) + "\n")
+        if self.write:
+            write_atomic(self.folder / "finished.json", json.dumps(about, indent=2, ensure_ascii=False) + "\n")
 
     def close(self) -> None:
         """Let another process open the folder."""
@@ -156,8 +161,17 @@ class Run:
         self.close()
 
     def _append(self, name: str, row: Mapping[str, Any]) -> None:
-        with open(self.folder / name, "a", encoding="utf-8", newline="\n") as file:
-            file.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
+        if not self.write:
+            return
+        path = self.folder / name
+        before = path.stat().st_size if path.exists() else 0
+        try:
+            with open(path, "a", encoding="utf-8", newline="\n") as file:
+                file.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
+        except OSError:  # the disk is full: no half line that the next one would be glued to
+            if path.exists():
+                os.truncate(path, before)
+            raise
 
 
 def _refuse_difference(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:

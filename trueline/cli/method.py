@@ -26,11 +26,13 @@ from trueline.objectives.base import Objective
 from trueline.records import Record, Sampling
 from trueline.rows import Rows, mix, read_rows
 from trueline.rows.inspection import prompt_of
-from trueline.run import Sink, tensorboard_sink, wandb_sink
+from trueline.run import Sink
+from trueline.sinks import tensorboard_sink, wandb_sink
 from trueline.store import write_atomic
 from trueline.tokens import encode_prompt, load_tokenizer
 from trueline.train import TrainConfig, override, train
 from trueline.train.api import plan
+from trueline.train.ranks import of_environment
 
 if TYPE_CHECKING:
     from torch import nn
@@ -89,7 +91,8 @@ def options_of(objective: type[Any]) -> type[Any]:
 
 def run_method(options: Any) -> None:
     """Train, or show what would be trained."""
-    console = Console(highlight=False, stderr=True, soft_wrap=True)
+    first = of_environment().first  # of several processes one speaks and writes
+    console = Console(highlight=False, stderr=True, soft_wrap=True, quiet=not first)
     objective: Objective = options.objective
     config: TrainConfig = options.train
     folder = model_folder(options.model)
@@ -100,13 +103,22 @@ def run_method(options: Any) -> None:
     if options.dry_run:
         show_plan(plan(objective, folder, rows, eval_rows=held, config=config), Console(highlight=False, soft_wrap=True))
         return
-    keep_command(objective.verb, options, anew=False)
-    draw = drawer(rows, folder) if config.evals.sample_steps and objective.head == "tokens" else None
-    train(
-        objective, folder, rows,
-        out=options.out, eval_rows=held, config=config, draw=draw, sinks=sinks_of(options),
-    )  # fmt: skip
-    keep_command(objective.verb, options, anew=True)
+    new_folder = not options.out.exists()
+    wrote = first and keep_command(objective.verb, options, anew=False)
+    draw = drawer(rows, folder, console) if config.evals.sample_steps and objective.head == "tokens" else None
+    try:
+        train(
+            objective, folder, rows,
+            out=options.out, eval_rows=held, config=config, draw=draw, sinks=sinks_of(options),
+        )  # fmt: skip
+    except BaseException:
+        if wrote and not (options.out / "run.json").exists():  # refused before it began: the folder is as it was
+            (options.out / COMMAND).unlink()
+            if new_folder and not any(options.out.iterdir()):
+                options.out.rmdir()
+        raise
+    if first:
+        keep_command(objective.verb, options, anew=True)
     verb = "eval --data PAIRS" if objective.head == "scalar" else 'generate "..."'
     console.print(f"model in {options.out}; next: trueline {verb} --model {options.out}", markup=False)
 
@@ -114,6 +126,8 @@ def run_method(options: Any) -> None:
 def records_of(options: Any, objective: Objective) -> Rows | list[Record]:
     """The rows that the options name; those of a weighted mixture are drawn here."""
     columns, limit = column_names(options.columns), options.max_train_samples
+    if limit < 0:
+        raise ValueError(f"--max_train_samples is {limit}: write how many, or 0 for all")
     if not options.data_weights:
         return read_rows(options.data, objective.record, columns=columns, limit=limit or None)
     if len(options.data_weights) != len(options.data):
@@ -149,17 +163,22 @@ def plain_options(options: Any) -> dict[str, Any]:
     return flat
 
 
-def keep_command(verb: str, options: Any, *, anew: bool) -> None:
-    """Write command.yaml. Before training only where there is none: a refused command must not replace the one that ran."""
+def keep_command(verb: str, options: Any, *, anew: bool) -> bool:
+    """Write command.yaml, and say whether. Before training only where there is none: a refused command must not replace the
+    one that ran."""
     path = options.out / COMMAND
     foreign = (options.out / "config.json").exists() and not (options.out / "run.json").exists()
-    if anew or not (path.exists() or foreign):
+    wanted = anew or not (path.exists() or foreign)
+    if wanted:
         text = yaml.safe_dump({"verb": verb, **plain_options(options)}, sort_keys=False, allow_unicode=True)
         write_atomic(path, text)
+    return wanted
 
 
-def drawer(rows: Rows | Sequence[Record], folder: str) -> Callable[[nn.Module], Sequence[Mapping[str, Any]]]:
-    """Draws greedy responses to the first prompts from the live model."""
+def drawer(
+    rows: Rows | Sequence[Record], folder: str, console: Console
+) -> Callable[[nn.Module], Sequence[Mapping[str, Any]]]:
+    """Draws greedy responses to the first prompts from the live model, and says how far sampler and trainer are apart."""
     from trueline.models.decoder import Decoder
     from trueline.serve.engine import Engine
 
@@ -171,8 +190,10 @@ def drawer(rows: Rows | Sequence[Record], folder: str) -> Callable[[nn.Module], 
         assert isinstance(model, Decoder)
         engine = Engine(model, tokenizer)
         drawn = engine.sample(prompts, Sampling(max_new_tokens=64, temperature=0))
+        if drawn:
+            console.print(str(engine.agreement))
         return [
-            {"prompt": tokenizer.decode(prompt), "response": engine.text(samples[0])}
+            {"prompt": tokenizer.decode(prompt), "response": engine.text(samples[0]), "finish_reason": samples[0].finish_reason}
             for prompt, samples in zip(prompts, drawn, strict=True)
         ]
 

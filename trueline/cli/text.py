@@ -147,6 +147,7 @@ class Draw:
         seconds = time.monotonic() - began
         console.print(f"{len(prompts) * self.sampling.n:,} responses of {tokens:,} tokens in {seconds:.1f} s, in {self.out}; "
                       f"next: trueline judge --data {self.out} --out pairs.jsonl --judge JUDGE")  # fmt: skip
+        console.print(str(engine.agreement))
 
 
 def messages_json(messages: Messages) -> str | list[dict[str, Any]]:

@@ -75,7 +75,7 @@ def run(minutes: float, out: Path, from_scratch: bool, seed: int) -> Path:
         f"{CANDIDATES} summaries sampled for each of {plan.preference_prompts:,} functions, ranked by a noisy annotator",
     ):
         if not rankings.exists():
-            compare(sft, data, tokenizer, plan, rankings, pairs)
+            console.print(compare(sft, data, tokenizer, plan, rankings, pairs), highlight=False)
     with clock.stage("Reward model", f"{plan.reward_steps:,} steps of {ROWS_PER_STEP['reward']} rankings"):
         reward_model(sft, rankings, plan, reward)
     with clock.stage("DPO", f"{plan.dpo_steps:,} steps of {ROWS_PER_STEP['dpo']} pairs"):

@@ -133,10 +133,11 @@ def supervise(base: Path, data: Data, tokenizer: Tokenizer, plan: Plan, out: Pat
     )  # fmt: skip
 
 
-def compare(sft: Path, data: Data, tokenizer: Tokenizer, plan: Plan, rankings: Path, pairs: Path) -> None:
+def compare(sft: Path, data: Data, tokenizer: Tokenizer, plan: Plan, rankings: Path, pairs: Path) -> str:
     """Several summaries per prompt from the SFT model, ranked by an annotator who follows the judge with noise.
 
     The reward model learns from whole rankings, DPO from the first against the last: the clearest choice of each prompt.
+    Returns what is to be said about the sampler.
     """
     engine = Engine(load_model(sft), tokenizer, max_batch=256)
     prompts = [prompt_of(f, tokenizer) for f in data.preference[: plan.preference_prompts]]
@@ -153,6 +154,7 @@ def compare(sft: Path, data: Data, tokenizer: Tokenizer, plan: Plan, rankings: P
     ranked = rankings_by_plackett_luce(finished, NOISE, plan.seed, source="quickstart")
     write_rows((first_and_last(comparison) for comparison in ranked), pairs, "trueline")
     write_rows(ranked, rankings, "trueline")
+    return str(engine.agreement)
 
 
 def first_and_last(ranked: Comparison) -> Comparison:

@@ -4,6 +4,7 @@
     step() -> events            schedule (who, in which slot) -> run (one forward) -> commit (draw, stop, free)
     cancel(request id), load(weights, version)
     sample(prompts, sampling)   the Sampler of trueline.protocols: submit all, step until done
+    agreement                   how far the first samples of these weights are from the training forward (check)
     generate(texts)             the same from text to text
 
 The key-value cache is contiguous, slots x length; it grows to what the requests need. A prompt is computed once and its keys
@@ -14,6 +15,7 @@ Legend: B running responses, V vocabulary. Left out: paging, HTTP, threads (one 
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -25,11 +27,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import linear
 
 from trueline.models.attention import Cache, Layout
 from trueline.models.decoder import Decoder
 from trueline.records import TEXT, Message, Messages, Sample, Sampling
+from trueline.serve.check import WARNING, Agreement, compare
 from trueline.serve.noise import noise_key, uniforms
 from trueline.serve.request import Event, Request, Running, check_prompt, check_sampling
 from trueline.serve.sampling import Knobs, draw
@@ -64,6 +66,8 @@ class Engine:
         self._knobs: Knobs | None = None
         self._ids = count()
         self._ended: list[Event] = []
+        self.agreement: Agreement | None = None
+        """Of the first `sample` with these weights; None before."""
 
     # -- the door ----------------------------------------------------------------------------------------------------
 
@@ -106,7 +110,7 @@ class Engine:
             )
         if weights.config != self.model.config or weights.device != self.model.device:
             self._cache = None
-        self.model, self.version = weights, version
+        self.model, self.version, self.agreement = weights, version, None
 
     # -- in one call -------------------------------------------------------------------------------------------------
 
@@ -137,7 +141,13 @@ class Engine:
             for request in number_of if self._scheduler.busy else ():
                 self.cancel(request)
             self._ended = []
-        return [[sample for sample in group if sample is not None] for group in found]
+        groups = [[sample for sample in group if sample is not None] for group in found]
+        if self.agreement is None and any(groups):
+            with _sampling_mode(self.model):
+                self.agreement = compare(self.model, (group[0] for group in groups if group))
+            if not self.agreement.holds:
+                warnings.warn(f"sampler vs trainer log-probs: {WARNING}", stacklevel=2)
+        return groups
 
     def generate(self, prompts: str | Messages | Sequence[str | Messages], **sampling: Any) -> list[str]:
         """Responses as text, stop strings and what follows cut. A prompt is a text, or messages (rendered by the template).
@@ -213,7 +223,7 @@ class Engine:
         return self._commit(batch, logits_BV, self._knobs)
 
     def _head(self, hidden_BD: Tensor) -> Tensor:
-        return linear(hidden_BD, self.model.head_weight).float()
+        return self.model.head(hidden_BD).float()
 
     def _roomy(self, slots: int, length: int) -> Cache:
         """The cache, grown when `slots` or `length` exceed it. What it holds is kept."""

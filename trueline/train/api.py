@@ -40,12 +40,13 @@ from trueline.tokens.encode import row_key
 from trueline.tokens.preview import Segments
 from trueline.train.adapt import adapt, copy_weights, write_policy
 from trueline.train.card import write_card
-from trueline.train.checkpoint import checkpoints, load_checkpoint, newest_checkpoint
+from trueline.train.checkpoint import checkpoints, explain_full_disk, load_checkpoint, newest_checkpoint
 from trueline.train.config import TrainConfig, flatten, identity, override
 from trueline.train.data import Data, encode
 from trueline.train.feed import StoredFeed, hold_out
 from trueline.train.loop import Draw, run_loop
-from trueline.train.optim import adamw, warmup_of
+from trueline.train.optim import Optimizer, adamw, warmup_of
+from trueline.train.ranks import ALONE, Ranks, joined, of_environment
 from trueline.train.reference_cache import CachedScorer
 from trueline.train.state import TrainState
 
@@ -65,10 +66,15 @@ class Job:
     """Per source: source, rows, fingerprint."""
     notes: tuple[str, ...]
     """What was read, cut and left out, in sentences."""
+    ranks: Ranks = ALONE
+
+    @property
+    def rows_per_step(self) -> int:
+        return self.config.rows_per_step * self.ranks.world
 
     @property
     def total_steps(self) -> int:
-        return self.config.total_steps(len(self.rows))
+        return self.config.total_steps(len(self.rows), self.ranks.world)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,20 +121,26 @@ def train(
     config     default: the objective's defaults over TrainConfig's; `overrides` are its fields by flat name
     crew       helpers; a missing reference is made from the model as it is at the start
     draw       called every sample_steps with the live model: returns samples to print and keep
+
+    Under torchrun all its processes train one model; the first of them writes.
     """
     out = Path(out)
+    ranks = of_environment()
     rejects = out.with_name(f".{out.name}.rejects.jsonl")  # moved into the folder once that is known to be ours
     try:
-        job = resolve(objective, model, rows, eval_rows, tokenizer, config, overrides, rejects)
-        return _run(job, model, out, crew or Crew(), draw, sinks, rejects)
+        job = resolve(objective, model, rows, eval_rows, tokenizer, config, overrides, rejects if ranks.first else None)
+        job = dataclasses.replace(job, ranks=ranks)
+        with joined(ranks, ranks.place(job.config.device)), explain_full_disk(out):
+            return _run(job, model, out, crew or Crew(), draw, sinks, rejects)
     finally:
-        rejects.unlink(missing_ok=True)
+        if ranks.first:
+            rejects.unlink(missing_ok=True)
 
 
 def _run(
     job: Job, model: str | Path | Model, out: Path, crew: Crew, draw: Draw | None, sinks: Sequence[Sink], rejects: Path
 ) -> Path:
-    objective = job.objective
+    objective, ranks = job.objective, job.ranks
     policy = _load(objective, model, job)
     refuse_misfit(_decoder(policy).config, (*job.rows, *job.held))
     method = {"method": objective.verb} | dataclasses.asdict(objective)  # type: ignore[call-overload]
@@ -136,14 +148,15 @@ def _run(
     adapted = adapt(policy, job.config, base)
     start = weights_fingerprint(policy)
     data = [one["fingerprint"] for one in job.data]
-    same = {"objective": method, "model": start, "data": data, "config": identity(job.config)}
+    same = {"objective": method, "model": start, "data": data, "config": identity(job.config, ranks.world)}
     if crew.reference is not None:
         same["reference"] = crew.reference.fingerprint
+    ranks.refuse_difference({name: fingerprint(value) for name, value in same.items()})
     about = {"objective": method, "model": base, "data": job.data, "config": flatten(job.config)}
 
     write_model = partial(write_policy, adapted=adapted, tokenizer=job.tokenizer)
-    with Run(out, about, identity=same, total=job.total_steps, sinks=sinks) as run:
-        if rejects.exists():
+    with Run(out, about, identity=same, total=job.total_steps, sinks=sinks, write=ranks.first) as run:
+        if ranks.first and rejects.exists():
             os.replace(rejects, run.folder / "rejects.jsonl")
         if run.finished:
             run.event(f"{run.folder} is finished: nothing to do (a higher max_steps goes on)")
@@ -154,22 +167,25 @@ def _run(
             run.event(note)
         seed_everything(job.config.seed)
         _decoder(policy).activation_checkpointing = job.config.gradient_checkpointing
-        policy.to(job.config.device)
+        policy.to(ranks.place(job.config.device))
         if "reference" in objective.needs:
             with without_adapters(policy):  # the same weights serve as the reference: no second model
                 crew = with_reference(crew, policy, start if adapted is None else weights_fingerprint(policy), job, run)
         optimizer = adamw(policy, job.config.optim)
         limit = None if job.config.max_steps > 0 else job.config.row_limit(len(job.rows))
-        feed = StoredFeed(job.rows, job.config.rows_per_step, job.config.seed, limit)
+        feed = StoredFeed(job.rows, job.rows_per_step, job.config.seed, limit)
         state = resume(run, policy, optimizer, feed, job)
+        ranks.refuse_difference({"checkpoint": state.step})
         state = run_loop(objective, policy, optimizer, feed, crew, job.config, run, state,
-                         write_model=write_model, eval_rows=job.held, draw=draw)  # fmt: skip
+                         write_model=write_model, eval_rows=job.held, draw=draw, ranks=ranks)  # fmt: skip
         if job.config.save.load_best_model_at_end and state.best_step not in (0, state.step):
             copy_weights(policy, run.folder / f"checkpoint-{state.best_step}")
             run.event(f"the model is that of step {state.best_step}, best by {job.config.evals.metric_for_best_model}")
-        write_model(policy, run.folder)
-        write_card(run.folder, objective, base, job.data, adapted.fingerprint if adapted is not None else "")
-        run.finish({"steps": state.step, "num_tokens": state.num_tokens, **state.last_eval})
+        if ranks.first:
+            write_model(policy, run.folder)
+            write_card(run.folder, objective, base, job.data, adapted.fingerprint if adapted is not None else "")
+            run.finish({"steps": state.step, "num_tokens": state.num_tokens, **state.last_eval})
+        ranks.gather("written")
     return run.folder
 
 
@@ -186,6 +202,7 @@ def plan(
 ) -> Plan:
     """What `train` would do with the same arguments; loads no weights and writes nothing."""
     job = resolve(objective, model, rows, eval_rows, tokenizer, config, overrides, None)
+    job = dataclasses.replace(job, ranks=of_environment())
     if not isinstance(model, str | Path):
         refuse_misfit(_decoder(model).config, (*job.rows, *job.held))
     elif Path(model).is_dir():  # a hub id would have to be downloaded
@@ -194,14 +211,14 @@ def plan(
     numbers: dict[str, int | float] = {
         "rows": len(job.rows),
         "eval_rows": len(job.held),
-        "rows_per_step": job.config.rows_per_step,
+        "rows_per_step": job.rows_per_step,
         "steps": job.total_steps,
         "warmup_steps": warmup_of(job.config.optim, job.total_steps),
         "tokens": sum(row.num_tokens for row in job.rows),
         "scored_tokens": sum(int(scored.sum()) for row in job.rows for scored in row.scored),
         "positions": sum(sizes),
         "longest_row": max(sizes),
-        "positions_per_step": round(sum(sizes) / len(sizes) * job.config.rows_per_step),
+        "positions_per_step": round(sum(sizes) / len(sizes) * job.rows_per_step),
     }
     shown = tuple(preview(row, job.tokenizer) for row in job.rows[:samples]) if job.tokenizer is not None else ()
     settings = dataclasses.asdict(objective) | flatten(job.config)  # type: ignore[call-overload]
@@ -293,9 +310,10 @@ def describe(job: Job) -> str:
     precision = "bfloat16 autocast" if config.bf16 else "float32"
     direction = "more" if config.evals.maximize else "less"
     best = f"; the best step is by {config.evals.metric_for_best_model}, {direction} is better" if job.held else ""
+    ranks = f" x {job.ranks.world} processes" if job.ranks.world > 1 else ""
     return (
-        f"{job.objective.verb}: {steps:,} steps of {config.rows_per_step} rows ({config.per_device_train_batch_size} x "
-        f"{config.gradient_accumulation_steps}, at most {config.max_tokens_per_batch:,} positions at a time), learning rate "
+        f"{job.objective.verb}: {steps:,} steps of {job.rows_per_step} rows ({config.per_device_train_batch_size} x "
+        f"{config.gradient_accumulation_steps}{ranks}, at most {config.max_tokens_per_batch:,} positions at a time), learning rate "
         f"{config.optim.learning_rate:g} {config.optim.lr_scheduler_type}, warm-up {warmup_of(config.optim, steps)} steps, "
         f"{precision} on {config.device}, seed {config.seed}{best}"
     )
@@ -312,15 +330,19 @@ def with_reference(crew: Crew, policy: Model, start: str, job: Job, run: Run) ->
         given = PolicyScorer(policy, max_tokens=config.max_tokens_per_batch, bf16=config.bf16)
     cached = CachedScorer(given, name, folder)
     everything = [*job.rows, *job.held]
-    with run.progress(len(everything), "reference log-probs") as bar:
-        cached.fill(everything, bar.update)
-    read = len(everything) - cached.computed
-    run.event(f"reference log-probs: {cached.computed:,} rows computed, {read:,} read from {cached.folder}")
+    share = job.ranks.deal(everything)
+    with run.progress(len(share), "reference log-probs") as bar:
+        cached.fill(share, bar.update)
+    computed = sum(job.ranks.gather(cached.computed))
+    run.event(f"reference log-probs: {computed:,} rows computed, {len(everything) - computed:,} read from {cached.folder}")
+    if job.ranks.world > 1:
+        cached = CachedScorer(given, name, folder)  # what the others computed, too
+        cached.fill(everything)
     cached.scorer = None  # the policy is about to change: nothing may be scored with it from now on
     return dataclasses.replace(crew, reference=cached)
 
 
-def resume(run: Run, model: Model, optimizer: torch.optim.Optimizer, feed: StoredFeed, job: Job) -> TrainState:
+def resume(run: Run, model: Model, optimizer: Optimizer, feed: StoredFeed, job: Job) -> TrainState:
     """The state to go on from: the newest whole checkpoint's, else the start's."""
     total, optim = job.total_steps, job.config.optim
     path = newest_checkpoint(run.folder, run.event) if checkpoints(run.folder) else None

@@ -8,30 +8,33 @@
       complete.json             size and sha256 of every other file; written last
 
 A folder is written under another name, synced and renamed. One without a true complete.json is not a checkpoint: it is
-passed over for the one before. Never pickle.
+passed over for the one before. What a full disk leaves unfinished is removed at once. Never pickle.
 
 Left out: sharded state of several ranks.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import random
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
 from trueline.models.files import save_tensors
 from trueline.store import file_fingerprint, sync_directory, write_atomic
-from trueline.train.optim import load_optimizer_tensors, optimizer_tensors
+from trueline.train.optim import Optimizer, load_optimizer_tensors, optimizer_tensors
 from trueline.train.state import TrainState
 
 MARKER = "complete.json"
@@ -40,7 +43,7 @@ MARKER = "complete.json"
 def save_checkpoint(
     folder: Path,
     model: nn.Module,
-    optimizer: torch.optim.Optimizer,
+    optimizer: Optimizer,
     state: TrainState,
     feed: dict[str, Any],
     write_model: Callable[[nn.Module, Path], None],
@@ -51,6 +54,24 @@ def save_checkpoint(
     for stale in [*folder.glob(".checkpoint-*.tmp"), *folder.glob(target.name)]:  # what a killed process left
         shutil.rmtree(stale)
     temporary.mkdir(parents=True)
+    try:
+        _fill(temporary, model, optimizer, state, feed, write_model)
+        os.replace(temporary, target)
+    except (OSError, SafetensorError):
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    sync_directory(folder)
+    return target
+
+
+def _fill(
+    temporary: Path,
+    model: nn.Module,
+    optimizer: Optimizer,
+    state: TrainState,
+    feed: dict[str, Any],
+    write_model: Callable[[nn.Module, Path], None],
+) -> None:
     write_model(model, temporary)
     save_tensors(optimizer_tensors(model, optimizer), temporary / "optimizer.safetensors")
     save_tensors(_torch_generators(), temporary / "rng.safetensors")
@@ -62,23 +83,27 @@ def save_checkpoint(
             os.fsync(file.fileno())
         files[path.name] = {"size": path.stat().st_size, "sha256": file_fingerprint(path)}
     write_atomic(temporary / MARKER, json.dumps(files, indent=1))
-    os.replace(temporary, target)
-    sync_directory(folder)
-    return target
 
 
 def load_checkpoint(
-    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer
+    path: Path, model: nn.Module, optimizer: Optimizer
 ) -> tuple[TrainState, dict[str, Any]]:
     """Restore optimizer and generators; returns the state and the feed's position. Weights are the caller's to load."""
-    about = json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
-    load_optimizer_tensors(model, optimizer, load_file(path / "optimizer.safetensors"))
-    version, internal, gauss = about["python"]
-    random.setstate((version, tuple(internal), gauss))
-    name, keys, *rest = about["numpy"]
-    np.random.set_state((name, np.array(keys, dtype=np.uint32), *rest))
-    _restore_torch(load_file(path / "rng.safetensors"))
-    return TrainState.from_json(about["state"]), about["feed"]
+    try:
+        about = json.loads((path / "trainer_state.json").read_bytes())
+        load_optimizer_tensors(model, optimizer, load_file(path / "optimizer.safetensors"))
+        version, internal, gauss = about["python"]
+        random.setstate((version, tuple(internal), gauss))
+        name, keys, *rest = about["numpy"]
+        np.random.set_state((name, np.array(keys, dtype=np.uint32), *rest))
+        _restore_torch(load_file(path / "rng.safetensors"))
+        return TrainState.from_json(about["state"]), about["feed"]
+    except (ValueError, TypeError, LookupError, AttributeError, RuntimeError, ArithmeticError, SafetensorError) as error:
+        reason = " ".join(str(error).split())[:80]  # whole by its hashes: another version wrote it, or it was edited
+        raise ValueError(
+            f"{path} is not a checkpoint that this version can go on from ({type(error).__name__}: {reason}): remove it to go "
+            "on from the one before, or choose another --out"
+        ) from error
 
 
 def is_complete(path: Path) -> bool:
@@ -87,11 +112,11 @@ def is_complete(path: Path) -> bool:
     if not marker.is_file():
         return False
     try:
-        files = json.loads(marker.read_text(encoding="utf-8"))
-    except json.JSONDecodeError:
+        files = [(path / name, one["size"], one["sha256"]) for name, one in json.loads(marker.read_bytes()).items()]
+    except (ValueError, RecursionError, AttributeError, TypeError, KeyError):  # no JSON, or no table of files
         return False
-    sizes = all((path / name).is_file() and (path / name).stat().st_size == one["size"] for name, one in files.items())
-    return sizes and all(file_fingerprint(path / name) == one["sha256"] for name, one in files.items())
+    sizes = all(file.is_file() and file.stat().st_size == size for file, size, _ in files)
+    return bool(files) and sizes and all(file_fingerprint(file) == sha256 for file, _, sha256 in files)
 
 
 def checkpoints(folder: Path) -> list[tuple[int, Path]]:
@@ -114,6 +139,25 @@ def prune_checkpoints(folder: Path, limit: int, best_step: int) -> None:
     for step, path in checkpoints(folder)[limit:] if limit > 0 else []:
         if step != best_step:
             shutil.rmtree(path)
+
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""No space left on the device, none left in the quota, a file above the limit."""
+
+
+@contextmanager
+def explain_full_disk(folder: Path) -> Iterator[None]:
+    """One sentence for a disk that holds no more, whoever was writing. safetensors gives the number in its text only."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        number = error.errno if isinstance(error, OSError) else next((n for n in FULL if f"(os error {n})" in str(error)), 0)
+        if number not in FULL:
+            raise
+        raise ValueError(
+            f"{folder} cannot be written: {os.strerror(number).lower()}; earlier checkpoints are whole: make room, "
+            "and the same command goes on"
+        ) from error
 
 
 def _torch_generators() -> dict[str, torch.Tensor]:

@@ -15,10 +15,23 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
 SCHEDULES = ("cosine", "linear", "constant")
+MOST_ROWS = 1 << 20
+"""Rows of one step: beyond it nobody means what was typed, and the step's rows would fill the memory."""
+
+
+def refuse_outside(config: Any, least: float, *names: str, most: float = math.inf, below: float = math.inf) -> None:
+    """Refuse fields outside [least, most] or [least, below); not-a-number and infinity are outside everything."""
+    for name in names:
+        value = getattr(config, name)
+        if not (least <= value <= most and value < below and math.isfinite(value)):
+            said = f"at least {least}" + (f" and at most {most}" if most < math.inf else "")
+            said += f" and below {below}" if below < math.inf else ""
+            raise ValueError(f"{name} is {value}: it must be {said}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,8 +62,9 @@ class OptimConfig:
     def __post_init__(self) -> None:
         if self.lr_scheduler_type not in SCHEDULES:
             raise ValueError(f"lr_scheduler_type is {self.lr_scheduler_type!r}: use one of {', '.join(SCHEDULES)}")
-        if not 0 <= self.warmup_ratio <= 1 or not 0 <= self.min_lr_ratio <= 1:
-            raise ValueError("warmup_ratio and min_lr_ratio are shares between 0 and 1")
+        refuse_outside(self, 0, "learning_rate", "weight_decay", "adam_epsilon", "max_grad_norm", "warmup_steps")
+        refuse_outside(self, 0, "warmup_ratio", "min_lr_ratio", most=1)
+        refuse_outside(self, 0, "adam_beta1", "adam_beta2", below=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +79,9 @@ class SaveConfig:
     """Finish with the weights of the best checkpoint instead of the last ones."""
     reference_cache: str = ""
     """Folder of reference log-probs, shared by runs; empty: `.reference` beside the run's folder."""
+
+    def __post_init__(self) -> None:
+        refuse_outside(self, 0, "save_steps", "save_total_limit")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +100,10 @@ class EvalConfig:
     """Stop after so many evaluations without a better metric; 0 never stops early."""
     sample_steps: int = 0
     """Print and keep a few drawn responses every so many steps; 0 draws none."""
+
+    def __post_init__(self) -> None:
+        refuse_outside(self, 0, "eval_steps", "early_stopping_patience", "sample_steps")
+        refuse_outside(self, 0, "eval_share", below=1)
 
     @property
     def maximize(self) -> bool:
@@ -132,7 +153,7 @@ class TrainConfig:
     num_train_epochs: float = 1.0
     """Passes over the rows; not used when max_steps is given."""
     per_device_train_batch_size: int = 8
-    """Most rows per microbatch. Rows per step = this times gradient_accumulation_steps."""
+    """Most rows per microbatch. Rows per step = this times gradient_accumulation_steps times the number of processes."""
     gradient_accumulation_steps: int = 1
     """Multiplies the rows per step; the gradient is that of one batch of all of them."""
     max_tokens_per_batch: int = 8192
@@ -151,26 +172,26 @@ class TrainConfig:
     """Where to compute: cpu, cuda, cuda:1, mps."""
 
     def __post_init__(self) -> None:
-        for name, value in (
-            ("per_device_train_batch_size", self.per_device_train_batch_size),
-            ("gradient_accumulation_steps", self.gradient_accumulation_steps),
-            ("max_tokens_per_batch", self.max_tokens_per_batch),
-            ("max_length", self.max_length),
-            ("logging_steps", self.logging_steps),
-        ):
-            if value < 1:
-                raise ValueError(f"{name} is {value}: it must be at least 1")
+        refuse_outside(self, 1, "per_device_train_batch_size", "gradient_accumulation_steps", "logging_steps")
+        refuse_outside(self, 1, "max_tokens_per_batch", "max_length")
+        refuse_outside(self, 0, "max_steps", "num_train_epochs", "seed")
+        if self.rows_per_step > MOST_ROWS:
+            raise ValueError(
+                f"per_device_train_batch_size x gradient_accumulation_steps is {self.rows_per_step:,} rows per step: "
+                f"use at most {MOST_ROWS:,}"
+            )
         if self.max_steps <= 0 and self.num_train_epochs <= 0:
             raise ValueError("give max_steps or num_train_epochs a value above 0")
 
     @property
     def rows_per_step(self) -> int:
-        """The effective batch: rows (prompts) behind one optimizer step."""
+        """Rows (prompts) of one process behind one optimizer step; the effective batch is this times the processes."""
         return self.per_device_train_batch_size * self.gradient_accumulation_steps
 
-    def total_steps(self, num_rows: int) -> int:
-        """Steps of the whole run over `num_rows` rows."""
-        return self.max_steps if self.max_steps > 0 else max(1, -(-self.row_limit(num_rows) // self.rows_per_step))
+    def total_steps(self, num_rows: int, ranks: int = 1) -> int:
+        """Steps of the whole run over `num_rows` rows, by so many processes."""
+        rows = self.rows_per_step * ranks
+        return self.max_steps if self.max_steps > 0 else max(1, -(-self.row_limit(num_rows) // rows))
 
     def row_limit(self, num_rows: int) -> int:
         """Rows handed out in num_train_epochs passes."""
@@ -185,11 +206,11 @@ PLACEMENT = (
 """Fields that may differ when a run goes on: they say where and how long, not what."""
 
 
-def identity(config: TrainConfig) -> dict[str, Any]:
+def identity(config: TrainConfig, ranks: int = 1) -> dict[str, Any]:
     """What must be equal for a run to go on: flat, the placement left out, the effective batch in."""
     without = PLACEMENT if config.lora.lora_r else (*PLACEMENT, *(item.name for item in dataclasses.fields(AdapterConfig)))
     flat = {name: value for name, value in flatten(config).items() if name not in without}
-    return flat | {"rows_per_step": config.rows_per_step}
+    return flat | {"rows_per_step": config.rows_per_step * ranks}
 
 
 def flatten(config: TrainConfig) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from torch import nn
 from trueline.objectives.base import Budget, Objective
 from trueline.protocols import Crew
 from trueline.records import Row
+from trueline.train.ranks import ALONE, Ranks
 
 ROUND = 256
 """Rows laid out at a time: bounds memory, does not change the result."""
@@ -19,25 +20,34 @@ ROUND = 256
 
 @torch.no_grad()
 def evaluate(
-    objective: Objective, model: nn.Module, rows: Sequence[Row], crew: Crew, bf16: bool, budget: Budget
-) -> dict[str, float]:
-    """{"eval_loss": ..., "eval_<metric>": ...}: totals over all rows, each divided once."""
+    objective: Objective,
+    model: nn.Module,
+    rows: Sequence[Row],
+    crew: Crew,
+    bf16: bool,
+    budget: Budget,
+    ranks: Ranks = ALONE,
+) -> tuple[dict[str, float], dict[str, float]]:
+    """{"eval_loss": ..., "eval_<metric>": ...}: totals over all rows, each divided once; and over how many tokens or pairs
+    each is a mean. Ranks share the microbatches."""
     device = next(model.parameters()).device
-    terms: defaultdict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
-    metrics: defaultdict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
+    terms: defaultdict[str, tuple[float, float]] = defaultdict(lambda: (0.0, 0.0))
+    metrics: defaultdict[str, tuple[float, float]] = defaultdict(lambda: (0.0, 0.0))
     trained = model.training
     model.eval()
     with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
         for start in range(0, len(rows), ROUND):
             for step in objective.steps(objective.annotate(rows[start : start + ROUND], crew), budget):
                 step = [replace(batch, layout=batch.layout.to(device)) for batch in step]
-                for batch in objective.prepare(model, step):
+                for batch in ranks.deal(objective.prepare(model, step)):
                     losses = objective.loss(model, batch, crew)
-                    found = [(terms[name], term, batch.weights[name]) for name, term in losses.terms.items()]
-                    found += [(metrics[name], total, count) for name, (total, count) in losses.metrics.items()]
-                    for sums, total, count in found:
-                        sums[0] += float(total)
-                        sums[1] += count
+                    for name, term in losses.terms.items():
+                        terms[name] = (terms[name][0] + float(term), terms[name][1] + batch.weights[name])
+                    for name, (total, count) in losses.metrics.items():
+                        metrics[name] = (metrics[name][0] + float(total), metrics[name][1] + count)
     model.train(trained)
-    loss = sum(total / count for total, count in terms.values() if count)
-    return {"eval_loss": loss} | {f"eval_{name}": total / count for name, (total, count) in metrics.items() if count}
+    summed, found = ranks.sum(terms), ranks.sum(metrics)
+    loss = sum(total / count for total, count in summed.values() if count)
+    means = {"eval_loss": loss} | {f"eval_{name}": total / count for name, (total, count) in found.items() if count}
+    counts = {"eval_loss": summed["loss"][1]} if len(summed) == 1 and "loss" in summed else {}
+    return means, counts | {f"eval_{name}": count for name, (_, count) in found.items() if count}

@@ -4,16 +4,17 @@
       rows  = objective.annotate(rows)     reference log-probs, rewards, advantages
       for step in objective.steps(rows)    a step is a list of microbatches
         totals = weights over the step     counted before the first forward: 8 microbatches of 1 = 1 of 8
-        for batch in step                  terms / totals -> backward
-        clip -> finite check -> optimizer -> schedule -> log
+        for batch in this rank's share     terms / totals -> backward
+        gradients and metrics summed over ranks -> clip -> finite check -> optimizer -> schedule -> log
       evaluate, draw samples, save         on round boundaries
 
-Left out: several ranks (they will sum weights where `totals` is complete, and gradients where `norm` is taken).
+Left out: what ranks tell one another (ranks), what a checkpoint is (checkpoint).
 """
 
 from __future__ import annotations
 
 import math
+import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -34,9 +35,11 @@ from trueline.train.config import TrainConfig
 from trueline.train.data import keep_rows
 from trueline.train.evaluate import evaluate
 from trueline.train.feed import Feed
-from trueline.train.optim import learning_rate
+from trueline.train.optim import Optimizer, learning_rate
+from trueline.train.ranks import ALONE, Ranks
 from trueline.train.signals import stop_signals
 from trueline.train.state import Sums, TrainState
+from trueline.train.watch import Watch, step_facts
 
 Draw = Callable[[nn.Module], Sequence[Mapping[str, Any]]]
 """Draws a few responses from the live model: [{"prompt": ..., "response": ...}]."""
@@ -45,7 +48,7 @@ Draw = Callable[[nn.Module], Sequence[Mapping[str, Any]]]
 def run_loop(
     objective: Objective,
     model: nn.Module,
-    optimizer: torch.optim.Optimizer,
+    optimizer: Optimizer,
     feed: Feed,
     crew: Crew,
     config: TrainConfig,
@@ -55,19 +58,25 @@ def run_loop(
     write_model: Callable[[nn.Module, Path], None],
     eval_rows: Sequence[Row] = (),
     draw: Draw | None = None,
+    ranks: Ranks = ALONE,
 ) -> TrainState:
     """Train from `state` until it has ended, or to a signal (SystemExit, after a checkpoint)."""
     budget = Budget(rows=config.per_device_train_batch_size, tokens=config.max_tokens_per_batch)
     rounds, saved, logged = iter(feed), state.step, (time.monotonic(), state.num_tokens)
+    watch, begun = Watch(run.warn), False
     with stop_signals() as stopping, run.progress(state.total_steps, objective.verb, start=state.step) as bar:
         model.train()
         while not state.ended and (rows := next(rounds, None)) is not None:
             start = state.step
             for step in objective.steps(objective.annotate(rows, crew), budget):
+                if not begun:
+                    run.event(step_facts(step))
+                    begun = True
+                ranks.seed(config.seed, state.step)
                 with explain_memory(budget):
-                    sums = backward(objective, model, step, crew, config.bf16)
+                    sums = backward(objective, model, step, crew, config.bf16, ranks)
                 sums["grad_norm"] = (clip(model, config.optim.max_grad_norm), 1.0)
-                refuse_nonfinite(sums, step, state.step + 1, run.folder)
+                refuse_nonfinite(sums, step, state.step + 1, run.folder, ranks)
                 rate = learning_rate(config.optim, state.step, state.warmup_steps, state.total_steps)
                 for group in optimizer.param_groups:
                     group["lr"] = rate
@@ -80,43 +89,54 @@ def run_loop(
                     now = (time.monotonic(), state.num_tokens)
                     speed, logged = (now[1] - logged[1]) / max(now[0] - logged[0], 1e-9), now
                     place = {"learning_rate": rate, "epoch": feed.epoch, "num_tokens": now[1]}
-                    run.log(state.step, state.take_means() | place | {"tokens_per_second": speed})
+                    counts = state.counts()
+                    means = state.take_means()
+                    run.log(state.step, means | place | {"tokens_per_second": speed}, counts)
+                    watch.metrics(means)
             crew.refresh(model, f"step-{state.step}")
 
             evals, passed = config.evals, (start, state.step)
             wants_save = crossed(config.save.save_steps, *passed)
             if eval_rows and (crossed(evals.eval_steps, *passed) or state.step >= state.total_steps):
-                metrics = evaluate(objective, model, eval_rows, crew, config.bf16, budget)
-                run.log(state.step, metrics)
+                metrics, counts = evaluate(objective, model, eval_rows, crew, config.bf16, budget, ranks)
+                run.log(state.step, metrics, counts)
                 wants_save |= state.note_evaluation(metrics, evals) and evals.eval_steps > 0  # the best one is kept
                 if state.stopped_early:
                     if state.window:  # the steps since the last line
                         place = {"learning_rate": rate, "epoch": feed.epoch, "num_tokens": state.num_tokens}
-                        run.log(state.step, state.take_means() | place)
+                        counts = state.counts()
+                        run.log(state.step, state.take_means() | place, counts)
                     run.event(
                         f"stopped early at step {state.step}: step {state.best_step} has the best {evals.metric_for_best_model}"
                     )
-            if draw is not None and crossed(evals.sample_steps, *passed):
+            if draw is not None and ranks.first and crossed(evals.sample_steps, *passed):
                 model.eval()
-                for sample in draw(model):
+                samples = draw(model)
+                for sample in samples:
                     run.sample(state.step, sample)
+                watch.samples(samples, state.step / state.total_steps)
                 model.train()
-            stop = bool(stopping)
+            stop = ranks.agree_to_stop(stopping)
             if (wants_save or stop or (state.ended and config.save.save_steps > 0)) and saved < state.step:
-                save_checkpoint(run.folder, model, optimizer, state, feed.state(), write_model)
-                prune_checkpoints(run.folder, config.save.save_total_limit, state.best_step)
+                if ranks.first:
+                    save_checkpoint(run.folder, model, optimizer, state, feed.state(), write_model)
+                    prune_checkpoints(run.folder, config.save.save_total_limit, state.best_step)
                 saved = state.step
+                ranks.gather("saved")  # nobody goes on, or ends, before it is there
             if stop and not state.ended:
                 where = f"after step {state.step} of {state.total_steps}"
-                run.event(f"stopped by {stopping[0].name} {where}; the same command goes on")
-                raise SystemExit(128 + stopping[0].value)
+                run.event(f"stopped by {signal.Signals(stop).name} {where}; the same command goes on")
+                raise SystemExit(128 + stop)
     return state
 
 
 def backward(
-    objective: Objective, model: nn.Module, step: list[Batch], crew: Crew, bf16: bool
+    objective: Objective, model: nn.Module, step: list[Batch], crew: Crew, bf16: bool, ranks: Ranks = ALONE
 ) -> dict[str, tuple[float, float]]:
-    """Add the gradient of a step: each term's sum over all its microbatches, divided by the term's weight over all of them."""
+    """Add the gradient of a step: each term's sum over all its microbatches, divided by the term's weight over all of them.
+
+    Each rank computes its share of the microbatches; gradients and metrics are summed over the ranks.
+    """
     device = next(model.parameters()).device
     step = [replace(batch, layout=batch.layout.to(device)) for batch in step]
     found: list[tuple[str, Tensor, float]] = []
@@ -124,7 +144,7 @@ def backward(
     with torch.no_grad(), autocast():
         step = objective.prepare(model, step)
     totals = {name: sum(batch.weights[name] for batch in step) or 1.0 for name in step[0].weights}
-    for batch in step:
+    for batch in ranks.deal(step):
         with autocast():  # of its own: casts of weights that `prepare` left behind carry no gradient
             losses = objective.loss(model, batch, crew)
         terms = {name: term / totals[name] for name, term in losses.terms.items()}
@@ -135,11 +155,12 @@ def backward(
         found += [(name, part.detach(), once) for name, part in parts.items()]
         found += [(name, total, count) for name, (total, count) in losses.metrics.items()]
     sums: dict[str, tuple[float, float]] = {}
-    values = torch.stack([value.float() for _, value, _ in found]).tolist()  # one wait for the device per step
+    values = torch.stack([value.float() for _, value, _ in found]).tolist() if found else []  # one wait for the device
     for (name, _, count), value in zip(found, values, strict=True):
         before = sums.get(name, (0.0, 0.0))
         sums[name] = (before[0] + value, before[1] + count)
-    return sums
+    ranks.sum_gradients(model)
+    return ranks.sum(sums)
 
 
 def crossed(every: int, before: int, after: int) -> bool:
@@ -152,12 +173,14 @@ def clip(model: nn.Module, limit: float) -> float:
     return float(torch.nn.utils.clip_grad_norm_(model.parameters(), limit if limit > 0 else math.inf))
 
 
-def refuse_nonfinite(sums: Sums, step: Sequence[Batch], number: int, folder: Path) -> None:
+def refuse_nonfinite(sums: Sums, step: Sequence[Batch], number: int, folder: Path, ranks: Ranks) -> None:
     """Stop before a step that would ruin the weights, and keep its rows."""
     loss, norm = sums["loss"][0], sums["grad_norm"][0]
     if not (math.isfinite(loss) and math.isfinite(norm)):
         path = folder / f"nonfinite-step-{number}.json"
-        keep_rows(path, [row for batch in step for row in batch.rows])
+        if ranks.first:
+            keep_rows(path, [row for batch in step for row in batch.rows])
+        ranks.gather("kept")
         raise ValueError(f"step {number} has loss {loss} and gradient norm {norm}: not taken; its rows are in {path}")
 
 
