@@ -145,8 +145,8 @@ def _run(
     refuse_misfit(_decoder(policy).config, (*job.rows, *job.held))
     method = {"method": objective.verb} | dataclasses.asdict(objective)  # type: ignore[call-overload]
     base = str(model) if isinstance(model, str | Path) else _decoder(policy).source
-    adapted = adapt(policy, job.config, base)
     start = weights_fingerprint(policy)
+    adapted = adapt(policy, job.config, base)
     data = [one["fingerprint"] for one in job.data]
     same = {"objective": method, "model": start, "data": data, "config": identity(job.config, ranks.world)}
     if crew.reference is not None:
@@ -170,7 +170,8 @@ def _run(
         policy.to(ranks.place(job.config.device))
         if "reference" in objective.needs:
             with without_adapters(policy):  # the same weights serve as the reference: no second model
-                crew = with_reference(crew, policy, start if adapted is None else weights_fingerprint(policy), job, run)
+                name = start if adapted is None or adapted.fresh else weights_fingerprint(policy)
+                crew = with_reference(crew, policy, name, job, run)
         optimizer = adamw(policy, job.config.optim)
         limit = None if job.config.max_steps > 0 else job.config.row_limit(len(job.rows))
         feed = StoredFeed(job.rows, job.rows_per_step, job.config.seed, limit)
