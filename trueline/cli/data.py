@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,6 +14,7 @@ from rich.console import Console
 from trueline.cli.places import BASE, COLUMNS, FILE, MODEL, column_names, model_folder, say_read
 from trueline.records import Comparison, Conversation, Document, Record, Row
 from trueline.rows import inspect, read_rows, render, write_rows
+from trueline.rows.verdicts import MEANINGS
 from trueline.tokens import (
     Tokenizer,
     encode_comparison,
@@ -22,6 +24,7 @@ from trueline.tokens import (
     preview,
 )
 
+VERDICT = tyro.conf.arg(metavar="VALUE=MEANING ...", help_behavior_hint="(optional)")
 UNCUT = 1 << 30
 """A length that nothing reaches: inspection counts what a context would cut, so it cuts nothing itself."""
 
@@ -45,6 +48,8 @@ class Inspect:
     """Rows to show, drawn by --seed."""
     columns: Annotated[tuple[str, ...], COLUMNS] = ()
     """Other column names: prompt=question completion=answer."""
+    verdict: Annotated[tuple[str, ...], VERDICT] = ()
+    """What the values of a verdict column mean: 1=first 2=second 0=tie."""
     rejects: Annotated[Path | None, FILE] = None
     """Keep the rows that cannot be used in this JSONL file, each with file, line and reason."""
     limit: int = 0
@@ -57,7 +62,13 @@ class Inspect:
         if not self.data:
             raise ValueError("trueline data inspect needs a FILE_OR_HUB_ID; see trueline data inspect --help")
         tokenizer = None if self.model == "none" else load_tokenizer(model_folder(self.model))
-        rows = read_rows(self.data, rejects=self.rejects, limit=self.limit or None, columns=column_names(self.columns))
+        rows = read_rows(
+            self.data,
+            rejects=self.rejects,
+            limit=self.limit or None,
+            columns=column_names(self.columns),
+            verdict=verdict_meanings(self.verdict),
+        )
         report = inspect(
             rows,
             encode=None if tokenizer is None else partial(encode, tok=tokenizer),
@@ -67,6 +78,17 @@ class Inspect:
             seed=self.seed,
         )
         Console(highlight=False, soft_wrap=True).print(render(report))
+
+
+def verdict_meanings(given: Sequence[str]) -> dict[str, str] | None:
+    """["1=first", "0=tie"] -> {"1": "first", "0": "tie"}; None where nothing is given."""
+    meanings = dict[str, str]()
+    for pair in given:
+        value, _, meaning = pair.rpartition("=")
+        if not value or meaning not in MEANINGS:
+            raise ValueError(f"--verdict {pair!r}: write value=first, value=second or value=tie, such as 1=first")
+        meanings[value] = meaning
+    return meanings or None
 
 
 def encode(record: Record, tok: Tokenizer) -> list[Row]:
@@ -97,6 +119,8 @@ class Convert:
     counts)."""
     columns: Annotated[tuple[str, ...], COLUMNS] = ()
     """Other column names: prompt=question completion=answer."""
+    verdict: Annotated[tuple[str, ...], VERDICT] = ()
+    """What the values of a verdict column mean: 1=first 2=second 0=tie."""
     rejects: Annotated[Path | None, FILE] = None
     """Keep the rows that cannot be used in this JSONL file, each with file, line and reason."""
     limit: int = 0
@@ -105,7 +129,13 @@ class Convert:
     def run(self) -> None:
         """Write the file and say what became of the rows."""
         console = Console(highlight=False, soft_wrap=True)
-        rows = read_rows(self.data, rejects=self.rejects, limit=self.limit or None, columns=column_names(self.columns))
+        rows = read_rows(
+            self.data,
+            rejects=self.rejects,
+            limit=self.limit or None,
+            columns=column_names(self.columns),
+            verdict=verdict_meanings(self.verdict),
+        )
         written = write_rows(rows, self.out, self.format)
         say_read(rows, console)
         for reason, number in written.left_out.most_common():

@@ -6,8 +6,8 @@
     {"prompt": ..., "response 1": ..., "response 2": ..., "label": 0}               anything alike
 
 Words ("model_b", "tie", "a is slightly better") say what they mean. Numbers do not: 1 is the first response in one file
-and the second in another. So numbers under other names are read only when `verdict` says what they mean; a guess would
-train a model on the opposite of what people prefer.
+and the second in another. So numbers under other names are read only when `verdict` says what they mean
+(`trueline data convert --verdict 1=first 2=second 0=tie`); a guess would train a model on the opposite of what people prefer.
 """
 
 from __future__ import annotations
@@ -106,7 +106,10 @@ def verdict(value: Any, meaning: Mapping[str, str] | None) -> Ranking:
         return TIE
     sides = [side for side in (_side(word) for word in words) if side]
     if len(set(sides)) != 1:
-        raise Reject(f"verdict {said[:20]!r} needs a meaning: verdict={{{said[:20]!r}: 'first', 'second' or 'tie'}}")
+        raise Reject(
+            f"verdict {said[:20]!r} needs a meaning: trueline data convert --verdict {said[:20]}=first (or second, or tie), "
+            "a pair for each value"
+        )
     return MEANINGS[sides[0]]
 
 
