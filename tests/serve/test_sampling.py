@@ -8,7 +8,7 @@ import torch
 
 from trueline.records import Sampling
 from trueline.serve.noise import noise_key, uniforms
-from trueline.serve.sampling import Knobs, draw
+from trueline.serve.sampling import Knobs, draw, with_float64
 
 V = 23
 
@@ -76,6 +76,14 @@ def test_logps_are_untruncated() -> None:
     assert np.abs(logps - expected.numpy()).max() < 1e-6
 
 
+def test_a_device_without_float64_leaves_the_draw_to_the_cpu() -> None:
+    settings = [Sampling(top_p=0.5, min_p=0.1, temperature=2.0), Sampling(top_k=3), Sampling(temperature=0)]
+    knobs = Knobs.of(settings, V, torch.device("mps"))
+    columns = (knobs.temperature_B1, knobs.greedy_B, knobs.top_k_B, knobs.top_p_B, knobs.min_p_B)
+    assert {column.device.type for column in columns if column is not None} == {"cpu"}
+    assert with_float64(torch.device("mps", 0)).type == "cpu" and with_float64(torch.device("cuda", 1)).index == 1
+
+
 def test_impossible_tokens_are_never_drawn() -> None:
     logits = torch.full((3, 5), -torch.inf)
     logits[:, 2] = 0.0
@@ -111,6 +119,7 @@ def test_noise_depends_on_everything_that_names_a_response() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.sample
 def test_truncation_is_that_of_transformers() -> None:
     from transformers.generation.logits_process import MinPLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 

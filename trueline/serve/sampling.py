@@ -35,7 +35,8 @@ class Knobs:
 
     @staticmethod
     def of(samplings: Sequence[Sampling], vocab_size: int, device: torch.device) -> Knobs:
-        """Columns from one Sampling per row."""
+        """Columns from one Sampling per row, where `draw` computes for logits of this device."""
+        device = with_float64(device)
 
         def column(values: list[float], neutral: float, dtype: torch.dtype) -> Tensor | None:
             if all(value == neutral for value in values):
@@ -53,8 +54,14 @@ class Knobs:
         )
 
 
+def with_float64(device: torch.device) -> torch.device:
+    """Where a token is drawn: running sums need float64, and Apple's processor (mps) has none, so the CPU does it for it."""
+    return torch.device("cpu") if device.type == "mps" else device
+
+
 def draw(logits_BV: Tensor, knobs: Knobs, uniform_B: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Draws one token per row -> ids int64 [B], logps float32 [B]. Overwrites the logits."""
+    logits_BV = logits_BV.to(with_float64(logits_BV.device))
     scaled_BV = logits_BV if knobs.temperature_B1 is None else logits_BV.div_(knobs.temperature_B1)
     largest_B1 = scaled_BV.amax(1, keepdim=True)
     odds_BV = (scaled_BV - largest_B1).exp_()
