@@ -11,7 +11,7 @@ EXTRAS := test
 MINUTES ?= 13
 OUT ?= out/quickstart
 
-.PHONY: help setup demo test soak lint types bench docs wheel clean
+.PHONY: help setup demo test soak lowest lint types bench docs wheel clean
 help:            ## this list
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile
 
@@ -25,12 +25,17 @@ setup: .venv/ready  ## install the package and the tools of this file into .venv
 demo: .venv/ready  ## the main job: a small model learns what people prefer (13 minutes on 2 cores)
 	$(BIN)/trueline quickstart --minutes $(MINUTES) --out $(OUT)
 
-test: lint types  ## lint, types, doors and the fast tests
-	$(BIN)/python -m pytest -q -m "not slow"
+test: lint types  ## lint, types, doors, the fast tests and a sample of the slow ones
+	$(BIN)/python -m pytest -q -m "not slow or sample"
 
 soak: docs  ## the slow tests, the documentation, and the fast tests as an older processor would run them
 	$(BIN)/python -m pytest -q -m slow
 	ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=AVX2 $(BIN)/python -m pytest -q -m "not slow"
+
+lowest:          ## the fast tests on the lowest versions that pyproject.toml names, in .venv/lowest
+	$(PYTHON) -m venv .venv/lowest
+	PIP_CONSTRAINT=constraints-lowest.txt $(BIN:.venv/%=.venv/lowest/%)/python -m pip install --quiet --editable '.[test]'
+	$(BIN:.venv/%=.venv/lowest/%)/python -m pytest -q -m "not slow"
 
 lint: .venv/ready  ## ruff, and the import rules of the house
 	$(BIN)/ruff check .

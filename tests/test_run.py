@@ -1,5 +1,6 @@
 """A run folder resumes the same run, refuses another, and never holds half a line."""
 
+import importlib.metadata
 import json
 import math
 import os
@@ -12,7 +13,9 @@ from io import StringIO
 import pytest
 from rich.console import Console
 
-from trueline.run import Bar, Run, environment, flatten, read_json, read_lines, tensorboard_sink, wandb_sink
+import trueline
+from trueline.run import Bar, Run, environment, flatten, read_json, read_lines
+from trueline.sinks import tensorboard_sink, wandb_sink
 
 IDENTITY = {"learning_rate": 1e-5, "data": {"path": "a.jsonl", "fingerprint": "ab"}, "seed": 1}
 
@@ -121,6 +124,15 @@ def test_a_killed_process_holds_no_lock(tmp_path):
     process.stdout.close()
     process.stdin.close()
     Run(tmp_path / "r", {}, console=quiet()).close()
+
+
+def test_environment_knows_the_version_of_a_source_tree(monkeypatch):
+    def nothing_installed(name):
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", nothing_installed)
+    versions = environment()["versions"]
+    assert versions["trueline"] == trueline.__version__ and versions["torch"] is None
 
 
 def test_environment_names_versions_and_a_change_is_an_event(tmp_path):

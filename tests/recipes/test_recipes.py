@@ -10,8 +10,17 @@ import pytest
 FOLDER = Path(__file__).parents[2] / "recipes"
 
 
+SAMPLE = "base_model_corpus"
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", sorted(p.stem for p in FOLDER.glob("[a-z]*.py")))
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(p.stem, marks=[pytest.mark.sample] if p.stem == SAMPLE else [])
+        for p in sorted(FOLDER.glob("[a-z]*.py"))
+    ],
+)
 def test_recipe_rehearses(name, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(FOLDER.parent))
     recipe = importlib.import_module(f"recipes.{name}")

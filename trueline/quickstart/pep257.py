@@ -139,7 +139,7 @@ def learn_prose(summaries: Iterable[str]) -> Prose:
     kinds = list(chain.from_iterable(["<", "<", *map(kind_of.__getitem__, words), ">"] for words in said))
     sequences = Counter[tuple[str, ...]](zip(kinds, kinds[1:], kinds[2:], strict=False))
     sequences.update(pairwise(kinds))
-    sequences.update(zip(kinds))
+    sequences.update(zip(kinds, strict=True))
     sequences[("<",)] = len(said)  # two marks begin a summary; only the second is followed by a word
     sequences[()] = len(kinds) - 2 * len(said)
     words_said = list(chain.from_iterable(said))
