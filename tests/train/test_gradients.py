@@ -40,19 +40,85 @@ def with_reference(rows: list[Row]) -> list[Row]:
     return [replace(row, numbers={"reference_logps": rng.normal(-20, 1, 2).astype(np.float32)}) for row in rows]
 
 
-@pytest.mark.parametrize("name", ["next_token", "sft", "dpo", "reward"])
+METHODS = {"next_token": NextToken(), "sft": SFT(), "dpo": DPO(beta=0.3), "reward": Reward()}
+
+
+def rows_and_model(name: str, pair_rows: Rows, make: Callable[..., Decoder]) -> tuple[list[Row], Any]:
+    """Eight rows of two responses to one prompt. Pretraining predicts the prompt too; a tree must count it for both."""
+    rows = with_reference(pair_rows(8))
+    if name == "next_token":
+        rows = [replace(row, scored=tuple(np.arange(len(ids)) > 0 for ids in row.ids)) for row in rows]
+    return rows, ScalarModel(make()) if name == "reward" else make()
+
+
+def measured(what: str, found: torch.Tensor, expected: torch.Tensor, limit: float = 1e-5) -> None:
+    """The largest difference over the largest value: said (pytest -s shows it), then held to the limit."""
+    difference = float((found - expected).abs().max() / expected.abs().max())
+    print(f"{what}: {difference:.2e} of the largest, at most {limit:.0e}")
+    assert difference <= limit, what
+
+
+class Alone(torch.nn.Module):
+    """A decoder that is given one sequence at a time, whatever the layout asks for: nothing is packed, nothing shared."""
+
+    def __init__(self, decoder: Decoder, rows: list[Row]):
+        super().__init__()
+        self.decoder, self.ids, self.config = decoder, [ids for row in rows for ids in row.ids], decoder.config
+        self.neftune_alpha, self.logit_cap = 0.0, decoder.logit_cap
+
+    @property
+    def head_weight(self) -> torch.Tensor:
+        return self.decoder.head_weight
+
+    def forward(self, layout: Layout) -> torch.Tensor:
+        return torch.cat([self.decoder(Layout.packed([ids])) for ids in self.ids])
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_packed_is_unpacked_is_a_tree(name: str, decoder: Callable[..., Decoder], pair_rows: Rows) -> None:
+    rows, model = rows_and_model(name, pair_rows, decoder)
+    ((batch,),) = METHODS[name].steps(rows, Budget(rows=8, tokens=1000))
+    rows = list(batch.rows)
+    packed = Layout.packed([ids for row in rows for ids in row.ids], [scored for row in rows for scored in row.scored])
+    assert batch.layout.num_tokens < packed.num_tokens  # the tree does share the prompts
+    flat: dict[str, torch.Tensor] = {}
+    for kind, layout in (("tree", batch.layout), ("packed", packed), ("unpacked", packed)):
+        model.zero_grad()
+        used = Alone(model.decoder if name == "reward" else model, rows) if kind == "unpacked" else model
+        if kind == "unpacked" and name == "reward":
+            used, model.decoder = model, used
+        METHODS[name].loss(used, replace(batch, layout=layout), Crew()).terms["loss"].backward()
+        if isinstance(used, ScalarModel) and isinstance(used.decoder, Alone):
+            model.decoder = used.decoder.decoder
+        flat[kind] = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+    measured(f"{name}, gradient of packed against unpacked", flat["packed"], flat["unpacked"])
+    measured(f"{name}, gradient of the tree against unpacked", flat["tree"], flat["unpacked"])
+
+
+@pytest.mark.parametrize("name", METHODS)
 def test_eight_microbatches_of_one_are_one_of_eight(
-    name: str, decoder: Callable[..., Decoder], text_rows: Rows, pair_rows: Rows
+    name: str, decoder: Callable[..., Decoder], pair_rows: Rows
 ) -> None:
-    objective = {"next_token": NextToken(), "sft": SFT(), "dpo": DPO(beta=0.3), "reward": Reward()}[name]
-    rows = text_rows(8) if name in ("next_token", "sft") else with_reference(pair_rows(8))
-    model = ScalarModel(decoder()) if name == "reward" else decoder()
-    one, metrics_one = gradient(objective, model, rows, Budget(rows=1, tokens=1000))
-    eight, metrics_eight = gradient(objective, model, rows, Budget(rows=8, tokens=1000))
-    some, _ = gradient(objective, model, rows, Budget(rows=8, tokens=40))
-    scale = eight.abs().max()
-    assert (one - eight).abs().max() <= 1e-5 * scale and (some - eight).abs().max() <= 1e-5 * scale
-    assert metrics_one == pytest.approx(metrics_eight, rel=1e-5)
+    """8x1 = 4x2 = 1x8, and as many as a small budget of tokens makes."""
+    rows, model = rows_and_model(name, pair_rows, decoder)
+    eight, metrics_eight = gradient(METHODS[name], model, rows, Budget(rows=8, tokens=1000))
+    for size, tokens in ((1, 1000), (2, 1000), (8, 60)):
+        some, metrics = gradient(METHODS[name], model, rows, Budget(rows=size, tokens=tokens))
+        measured(f"{name}, gradient by microbatches of {size} rows and {tokens} tokens against one of 8", some, eight)
+        assert metrics == pytest.approx(metrics_eight, rel=1e-5)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_activation_checkpointing_changes_no_bit(name: str, decoder: Callable[..., Decoder], pair_rows: Rows) -> None:
+    rows, model = rows_and_model(name, pair_rows, decoder)
+    kept, _ = gradient(METHODS[name], model, rows, Budget(rows=4, tokens=1000))
+    inner = model.decoder if name == "reward" else model
+    inner.activation_checkpointing = True
+    calls: list[int] = []
+    inner.layers[0].register_forward_pre_hook(lambda *_: calls.append(1))
+    again, _ = gradient(METHODS[name], model, rows, Budget(rows=4, tokens=1000))
+    assert len(calls) == 4  # two microbatches, each computed twice
+    measured(f"{name}, gradient with recomputation against without", again, kept, 0.0)
 
 
 def test_microbatches_keep_every_row_within_the_budget(pair_rows: Rows) -> None:
