@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,8 @@ def theirs(
 
     def make(name: str, fields: dict[str, Any], kind: str = "ForCausalLM") -> Any:
         own = {"GPT2ForCausalLM": "GPT2LMHeadModel", "Gemma3TextForCausalLM": "Gemma3ForCausalLM"}
-        given = {k: v for k, v in small.items() if name != "GPT2" or k.endswith(("_token_id", "b_size"))} | fields
+        given = {k: v for k, v in small.items() if name != "GPT2" or k.endswith(("_token_id", "b_size"))}
+        given |= deepcopy(fields)  # transformers writes into what it is given
         config = getattr(transformers, name + "Config")(**given, attn_implementation="eager")
         model = getattr(transformers, own.get(name + kind, name + kind))(config).eval()
         loud(model)
