@@ -7,7 +7,7 @@
     out/events.jsonl        one object per remark (resumed, stopped early, ...)
     out/finished.json       written last
 
-    with Run(out, config, identity=identity, total=100, sinks=[tensorboard_sink(out)]) as run:
+    with Run(out, config, identity=identity, total=100, sinks=[sink]) as run:
         if run.finished: ...
         run.truncate(checkpoint_step)                     # lines after the checkpoint are rewritten
         with run.progress(100, "sft") as bar:
@@ -15,18 +15,17 @@
         run.finish({"loss": 2.1})
 
 The run's own file is run.json, since config.json in the same folder is the model's.
-Left out: checkpoints (`trueline.train`), reports (`trueline.evals`).
+Left out: checkpoints (`trueline.train`), reports (`trueline.evals`), other places for metrics (`trueline.sinks`).
 """
 
 from __future__ import annotations
 
-import importlib
 import importlib.metadata
 import json
 import math
 import os
 import platform
-import struct
+import re
 import subprocess
 import sys
 import time
@@ -44,6 +43,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from trueline import __version__
 from trueline.store import canonical_json, fingerprint, write_atomic
 
+ABSENT = object()
+"""Stands for a field that one side does not have."""
 Sink = Callable[[int, Mapping[str, float]], None]
 
 
@@ -81,7 +82,11 @@ class Run:
         try:
             self.resumed = known.exists()
             if self.resumed:
-                _refuse_difference(self.folder, read_json(known)["identity"], self.identity)
+                _refuse_difference(self.folder, read_json(known, "identity")["identity"], self.identity)
+            events = self.folder / "events.jsonl"
+            kept = read_lines(events) if self.resumed and events.exists() else []
+            self.warnings = {row["warning"]: str(row.get("event")) for row in kept if "warning" in row}
+            """What was warned of so far, in this process or before."""
             if write:
                 self._describe(known)
         except BaseException:
@@ -105,14 +110,16 @@ class Run:
         path = self.folder / "finished.json"
         if not path.exists():
             return False
-        then = read_json(path)["total"]
+        then = read_json(path, "total")["total"]
         return self.total is None or (then is not None and self.total <= then)
 
-    def log(self, step: int, metrics: Mapping[str, Any]) -> None:
-        """Append one line of numbers (anything float() takes) to metrics.jsonl and hand it to every sink."""
+    def log(self, step: int, metrics: Mapping[str, Any], counts: Mapping[str, float] | None = None) -> None:
+        """Append one line of numbers (anything float() takes) to metrics.jsonl and hand it to every sink. `counts` says over
+        how many tokens, pairs or steps each mean was taken; it is kept in the file only."""
         numbers = {name: float(value) for name, value in metrics.items()}
         finite = {name: value if math.isfinite(value) else None for name, value in numbers.items()}  # JSON has no NaN
-        self._append("metrics.jsonl", {"step": step, "time": round(time.time(), 3), **finite})
+        behind = {"counts": {name: int(n) if float(n).is_integer() else n for name, n in counts.items()}} if counts else {}
+        self._append("metrics.jsonl", {"step": step, "time": round(time.time(), 3), **finite, **behind})
         for sink in self.sinks:
             sink(step, numbers)
 
@@ -125,15 +132,22 @@ class Run:
 
     def event(self, text: str) -> None:
         """Say something and keep it."""
-        self._append("events.jsonl", {"time": datetime.now(UTC).isoformat(timespec="seconds"), "event": text})
+        self._append("events.jsonl", {"time": _now(), "event": text})
         self.console.print(escape(text), highlight=False, soft_wrap=True)
+
+    def warn(self, name: str, text: str) -> None:
+        """Say something that the user should look into: once in the life of the run, and again when it is finished."""
+        if name not in self.warnings:
+            self.warnings[name] = text
+            self._append("events.jsonl", {"time": _now(), "warning": name, "event": text})
+            self.console.print(f"warning: {escape(text)}", highlight=False, soft_wrap=True, style="yellow")
 
     def truncate(self, step: int) -> None:
         """Forget metrics and samples after this step: a resumed run writes them again."""
         for name in ("metrics.jsonl", "samples.jsonl"):
             path = self.folder / name
             if self.write and path.exists():
-                kept = [row for row in read_lines(path) if row["step"] <= step]
+                kept = [row for row in read_lines(path) if row.get("step", 0) <= step]
                 write_atomic(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept))
 
     @contextmanager
@@ -143,10 +157,13 @@ class Run:
             yield bar
 
     def finish(self, summary: Mapping[str, Any] | None = None) -> None:
-        """Mark the run as finished."""
-        about = {"total": self.total, "fingerprint": self.fingerprint, **(summary or {})}
+        """Mark the run as finished, and repeat its warnings: by now they may have scrolled away."""
+        warned = {"warnings": list(self.warnings.values())} if self.warnings else {}
+        about = {"total": self.total, "fingerprint": self.fingerprint, **(summary or {}), **warned}
         if self.write:
             write_atomic(self.folder / "finished.json", json.dumps(about, indent=2, ensure_ascii=False) + "\n")
+        for text in self.warnings.values():
+            self.console.print(f"warned on the way: {escape(text)}", highlight=False, soft_wrap=True, style="yellow")
 
     def close(self) -> None:
         """Let another process open the folder."""
@@ -174,17 +191,33 @@ class Run:
             raise
 
 
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
 def _refuse_difference(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     """One sentence about the first field whose value is not what the run was started with."""
     old, new = flatten(json.loads(canonical_json(before))), flatten(json.loads(canonical_json(now)))
-    for name in [*new, *(name for name in old if name not in new)]:
-        was, is_now = (canonical_json(side[name]) if name in side else "absent" for side in (old, new))
+    for name in dict.fromkeys([*flatten(now), *new, *old]):  # in the caller's order: what matters most comes first
+        was, is_now = (side.get(name, ABSENT) for side in (old, new))
         if was != is_now:
-            was, is_now = (text if len(text) <= 60 else text[:57] + "..." for text in (was, is_now))
+            said = name.removeprefix("config.")
             raise ValueError(
-                f"{folder} was started with {name} = {was}, and this command has {name} = {is_now}: "
-                f"give {name} its old value to resume, or choose another --out"
+                f"{folder} was started with {said} = {_short(was)}, and this command has {said} = {_short(is_now)}: "
+                f"give {said} its old value to resume, or choose another --out"
             )
+
+
+def _short(value: Any) -> str:
+    """A value as a sentence can hold it: fingerprints by their beginning."""
+    if isinstance(value, list):
+        return ", ".join(_short(one) for one in value)[:60]
+    if value is ABSENT:
+        return "absent"
+    if isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value):
+        return value[:12]
+    text = canonical_json(value)
+    return text if len(text) <= 60 else text[:57] + "..."
 
 
 def flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -216,16 +249,31 @@ def _lock(folder: Path) -> int:
     return handle
 
 
-def read_json(path: str | Path) -> Any:
-    """A JSON file of a run."""
-    return json.loads(Path(path).read_text(encoding="utf-8"))
+def read_json(path: str | Path, *needs: str) -> dict[str, Any]:
+    """The object in a JSON file of a run; it must hold the keys `needs`."""
+    try:
+        found = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict) or any(name not in found for name in needs):
+        raise ValueError(f"{path} is damaged: it is no longer what was written; remove it, or choose another --out")
+    return found
 
 
 def read_lines(path: str | Path) -> list[dict[str, Any]]:
     """The objects of a JSONL file of a run; a last line that a crash left unfinished is not one."""
-    with open(path, encoding="utf-8", newline="\n") as file:
-        lines = file.read().split("\n")
-    return [json.loads(line) for line in lines[:-1] if line]
+    with open(path, "rb") as file:
+        lines = file.read().split(b"\n")
+    rows = []
+    for number, line in enumerate(lines[:-1], 1):
+        try:
+            row = json.loads(line) if line else None
+        except (ValueError, RecursionError):
+            row = line
+        if row is not None and not isinstance(row, dict):
+            raise ValueError(f"{path}:{number} is damaged: it is no JSON object; remove the line, or choose another --out")
+        rows += [row] if row is not None else []
+    return rows
 
 
 def environment() -> dict[str, Any]:
@@ -324,71 +372,3 @@ class Bar:
             hours, minutes = divmod(left // 60, 60)
             parts.append(f"left {hours}:{minutes:02}:{left % 60:02}" if hours else f"left {minutes}:{left % 60:02}")
         return "  ".join([*parts, note] if note else parts)
-
-
-def tensorboard_sink(folder: str | Path) -> Sink:
-    """Event files for TensorBoard in `folder`/tensorboard: protobuf Events framed by length and crc32c, written here
-    so that no package is needed. After a resume, TensorBoard drops what it had read from that step on."""
-    path: Path | None = None
-    table = [_crc_entry(byte) for byte in range(256)]
-
-    def framed(event: bytes) -> bytes:
-        length = struct.pack("<Q", len(event))
-        return length + _masked_crc(length, table) + event + _masked_crc(event, table)
-
-    def event(step: int, content: bytes) -> bytes:
-        return framed(b"\x09" + struct.pack("<d", time.time()) + b"\x10" + _varint(step) + content)
-
-    def write(step: int, metrics: Mapping[str, float]) -> None:
-        nonlocal path
-        data = b""
-        if path is None:
-            path = Path(folder) / "tensorboard" / f"events.out.tfevents.{time.time():.0f}.trueline.{os.getpid()}"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            data = event(0, _field(3, b"brain.Event:2")) + event(step, _field(7, b"\x08\x01"))  # session started here
-        values = (_field(1, _field(1, tag.encode()) + b"\x15" + struct.pack("<f", x)) for tag, x in metrics.items())
-        with open(path, "ab") as file:
-            file.write(data + event(step, _field(5, b"".join(values))))
-
-    return write
-
-
-def _field(number: int, content: bytes) -> bytes:
-    """A length-delimited protobuf field."""
-    return bytes([number << 3 | 2]) + _varint(len(content)) + content
-
-
-def _varint(value: int) -> bytes:
-    parts = []
-    while value >= 0x80:
-        parts.append(value & 0x7F | 0x80)
-        value >>= 7
-    return bytes([*parts, value])
-
-
-def _crc_entry(byte: int) -> int:
-    for _ in range(8):
-        byte = byte >> 1 ^ (0x82F63B78 if byte & 1 else 0)  # Castagnoli, reflected
-    return byte
-
-
-def _masked_crc(data: bytes, table: list[int]) -> bytes:
-    crc = 0xFFFFFFFF
-    for byte in data:
-        crc = table[(crc ^ byte) & 0xFF] ^ crc >> 8
-    crc ^= 0xFFFFFFFF
-    return struct.pack("<I", ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF)
-
-
-def wandb_sink(project: str, *, name: str | None = None, config: Mapping[str, Any] | None = None) -> Sink:
-    """Weights & Biases, through its own package."""
-    try:
-        wandb = importlib.import_module("wandb")
-    except ImportError:
-        raise ValueError("logging to Weights & Biases needs its package: pip install wandb") from None
-    run = wandb.init(project=project, name=name, config=dict(config or {}), resume="allow")
-
-    def write(step: int, metrics: Mapping[str, float]) -> None:
-        run.log(dict(metrics), step=step)
-
-    return write

@@ -135,7 +135,8 @@ def test_deep_nesting(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "start"),
-    [("a.jsonl.gz", b'{"text": "'), ("a.json.gz", b'[{"text": "'), ("b.json.gz", b'{"text": "'), ("a.csv.gz", b'text\n"'), ("a.txt.gz", b"")],
+    [("a.jsonl.gz", b'{"text": "'), ("a.json.gz", b'[{"text": "'), ("b.json.gz", b'{"text": "'), ("a.csv.gz", b'text\n"'),
+     ("a.txt.gz", b"")],
 )  # fmt: skip
 def test_a_bomb_is_refused_before_it_fills_the_memory(
     name: str, start: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import tyro
 from rich.console import Console
@@ -12,6 +13,8 @@ from trueline.rows import Rows
 
 BASE = "base"
 """Names the model that ships with Trueline; a folder of that name is written ./base."""
+PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+"""Endings of files that torch.save writes."""
 MODEL = tyro.conf.arg(metavar="DIR_OR_HUB_ID")
 DATA = tyro.conf.arg(metavar="FILE_OR_HUB_ID ...")
 MORE_DATA = tyro.conf.arg(metavar="FILE_OR_HUB_ID ...", help_behavior_hint="(optional)")
@@ -25,6 +28,10 @@ def model_folder(name: str) -> str:
         from trueline.quickstart.base_model import base_model_dir
 
         return str(base_model_dir())
+    if Path(name).is_file():
+        if Path(name).suffix in PICKLED:
+            raise ValueError(f"{name} holds pickled weights, which can run code: save them again as safetensors, in a folder")
+        raise ValueError(f"{name} is a file: name the folder that holds the model, {Path(name).parent}")
     return name
 
 

@@ -29,6 +29,10 @@ from trueline.tokens.template import RowError, TemplateError, Turn, messages_for
 from trueline.tokens.tokenizer import Tokenizer
 
 
+Encoded = tuple[np.ndarray, np.ndarray]
+"""ids int32 [L], scored bool [L]."""
+
+
 @dataclass
 class EncodeStats:
     """What became of the records: nothing is cut or dropped without being counted here."""
@@ -38,7 +42,12 @@ class EncodeStats:
     """Tokens kept."""
     scored_tokens: int = 0
     cut_rows: int = 0
+    """Rows that lost their right end."""
     cut_tokens: int = 0
+    cut_scored: int = 0
+    """Those of the cut tokens that would have been trained on: responses; the others are prompts."""
+    documents: int = 0
+    """Documents that were cut into windows; nothing of them is lost."""
     dropped: Counter[str] = field(default_factory=Counter)
     """Reason -> number of records."""
     straddled: int = 0
@@ -51,14 +60,13 @@ class EncodeStats:
         self.tokens += row.num_tokens
         self.scored_tokens += sum(int(s.sum()) for s in row.scored)
 
-    def cut(self, tokens: int) -> None:
-        if tokens > 0:
+    def cut(self, full: Sequence[Encoded], kept: Sequence[Encoded]) -> None:
+        """The sequences of a row, before and after it was cut."""
+        lost = [scored[len(left) :] for (_, scored), (left, _) in zip(full, kept, strict=True)]
+        if any(map(len, lost)):
             self.cut_rows += 1
-            self.cut_tokens += tokens
-
-
-Encoded = tuple[np.ndarray, np.ndarray]
-"""ids int32 [L], scored bool [L]."""
+            self.cut_tokens += sum(map(len, lost))
+            self.cut_scored += sum(int(scored.sum()) for scored in lost)
 
 
 def row_key(ids: Sequence[np.ndarray], scored: Sequence[np.ndarray]) -> str:
@@ -105,6 +113,8 @@ def window_rows(documents: Iterable[np.ndarray], max_length: int, stats: EncodeS
     for ids in documents:
         if len(ids) < 2:
             stats.dropped["empty document"] += 1
+        else:
+            stats.documents += 1
         for start in range(0, len(ids) - 1, max_length - 1):
             piece = ids[start : start + max_length].astype(np.int32)
             row = _row([(piece, np.ones(len(piece), dtype=bool))])
@@ -141,7 +151,7 @@ def encode_conversation(
     if not kept[1].any():
         stats.dropped["no response within max_length" if sequence[1].any() else "no response to train on"] += 1
         return None
-    stats.cut(len(sequence[0]) - len(kept[0]))
+    stats.cut([sequence], [kept])
     row = _row([kept])
     stats.add(row)
     return row
@@ -174,7 +184,7 @@ def encode_comparison(
         whole = all(np.array_equal(ids, sequences[0][0]) for ids, _ in sequences)
         stats.dropped["responses are equal" if whole else "responses are equal within max_length"] += 1
         return None
-    stats.cut(sum(len(full[0]) - len(cut[0]) for full, cut in zip(sequences, kept, strict=True)))
+    stats.cut(sequences, kept)
     row = _row(kept, {name: np.array([values[k] for k in order], dtype=np.float32)})
     stats.add(row)
     return row

@@ -103,6 +103,10 @@ class ChatTemplate:
         except jinja2.TemplateSyntaxError as error:
             message = f"The chat template does not parse: {error.message} (line {error.lineno})."
             raise TemplateError(message, "the chat template does not parse") from error
+        except (SyntaxError, RecursionError, ValueError, TypeError, ArithmeticError, LookupError) as error:
+            # what jinja makes of it, or computes while it parses
+            message = f"The chat template does not compile ({type(error).__name__}): simplify it."
+            raise TemplateError(message, "the chat template does not compile") from error
 
     @cached_property
     def has_generation_markers(self) -> bool:
@@ -118,8 +122,9 @@ class ChatTemplate:
     ) -> str:
         """The conversation as text. `marks` are written around every `{% generation %}` block."""
         variables: dict[str, Any] = {**self.names, MARKS: marks}
+        compiled = self._compiled
         try:
-            return self._compiled.render(
+            return compiled.render(
                 messages=list(messages),
                 tools=list(tools) or None,
                 documents=None,
@@ -129,9 +134,10 @@ class ChatTemplate:
         except jinja2.TemplateError as error:
             reason = f"the chat template refuses the messages: {(error.message or type(error).__name__).rstrip('.')}"
             raise TemplateError(f"{reason[0].upper()}{reason[1:]}.", reason[:120]) from error
-        except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:  # untrusted code
+        except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RuntimeError) as error:  # untrusted code
+            said = " ".join(str(error).split()).rstrip(".")[:200]
             raise TemplateError(
-                f"The chat template fails on these messages: {error}.", "the chat template fails"
+                f"The chat template fails on these messages: {said}.", "the chat template fails"
             ) from error
 
     # ---- where the turns are

@@ -228,20 +228,27 @@ def load_tokenizer(path_or_hub_id: str | Path) -> Tokenizer:
                 "transformers.AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR)."
             )
         raise ValueError(f"{folder} has no tokenizer.json: give a directory (or hub id) that holds one.")
-    spec = _json(folder / "tokenizer.json")
-    config = _json(folder / "tokenizer_config.json")
-    listed = _json(folder / "special_tokens_map.json")
-    names = {role: _text(said) for role, said in {**listed, **config}.items() if role.endswith("_token")}
-    names = {role: text for role, text in names.items() if text}
-    kept = {k: v for k, v in config.items() if k not in ("chat_template", "auto_map", *names)}
-    return Tokenizer(
-        _with_listed_tokens(spec, config),
-        names=names,
-        chat_template=_template(folder, config),
-        config=kept,
-        extra_stop_ids=_ends(folder),
-        source=str(path_or_hub_id),
-    )
+    files = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+    spec, config, listed = (_json(folder / name) for name in files)
+    try:
+        names = {role: _text(said) for role, said in {**listed, **config}.items() if role.endswith("_token")}
+        names = {role: text for role, text in names.items() if text}
+        kept = {k: v for k, v in config.items() if k not in ("chat_template", "auto_map", *names)}
+        return Tokenizer(
+            _with_listed_tokens(spec, config),
+            names=names,
+            chat_template=_template(folder, config),
+            config=kept,
+            extra_stop_ids=_ends(folder),
+            source=str(path_or_hub_id),
+        )
+    except Exception as error:  # the library raises bare Exceptions, and any key may be missing or hold anything
+        if isinstance(error, ValueError) and str(error).startswith(str(folder)):
+            raise
+        said = " ".join(str(error).split())[:120]
+        raise ValueError(
+            f"{folder}: its tokenizer files cannot be used ({type(error).__name__}: {said}): fetch or write them again."
+        ) from error
 
 
 def _download(name: str) -> Path:
@@ -265,9 +272,13 @@ def _json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not valid JSON (line {error.lineno}): fetch or write it again.") from error
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        where = f" (line {error.lineno})" if isinstance(error, json.JSONDecodeError) else ""
+        raise ValueError(f"{path} is not valid JSON{where}: fetch or write it again.") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} should hold an object, {{...}}: fetch or write it again.")
+    return found
 
 
 def _text(said: Any) -> str | None:

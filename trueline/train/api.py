@@ -39,6 +39,7 @@ from trueline.tokens import Tokenizer, load_tokenizer, preview
 from trueline.tokens.encode import row_key
 from trueline.tokens.preview import Segments
 from trueline.train.adapt import adapt, copy_weights, write_policy
+from trueline.train.arithmetic import arithmetic
 from trueline.train.card import write_card
 from trueline.train.checkpoint import checkpoints, explain_full_disk, load_checkpoint, newest_checkpoint
 from trueline.train.config import TrainConfig, flatten, identity, override
@@ -49,6 +50,7 @@ from trueline.train.optim import Optimizer, adamw, warmup_of
 from trueline.train.ranks import ALONE, Ranks, joined, of_environment
 from trueline.train.reference_cache import CachedScorer
 from trueline.train.state import TrainState
+from trueline.train.watch import Watch
 
 Model = Decoder | ScalarModel
 
@@ -142,7 +144,7 @@ def _run(
 ) -> Path:
     objective, ranks = job.objective, job.ranks
     policy = _load(objective, model, job)
-    refuse_misfit(_decoder(policy).config, (*job.rows, *job.held))
+    refuse_misfit(_decoder(policy).config, (*job.rows, *job.held), job.tokenizer)
     method = {"method": objective.verb} | dataclasses.asdict(objective)  # type: ignore[call-overload]
     base = str(model) if isinstance(model, str | Path) else _decoder(policy).source
     start = weights_fingerprint(policy)
@@ -155,7 +157,10 @@ def _run(
     about = {"objective": method, "model": base, "data": job.data, "config": flatten(job.config)}
 
     write_model = partial(write_policy, adapted=adapted, tokenizer=job.tokenizer)
-    with Run(out, about, identity=same, total=job.total_steps, sinks=sinks, write=ranks.first) as run:
+    with (
+        Run(out, about, identity=same, total=job.total_steps, sinks=sinks, write=ranks.first) as run,
+        arithmetic(run, job.config, ranks),
+    ):
         if ranks.first and rejects.exists():
             os.replace(rejects, run.folder / "rejects.jsonl")
         if run.finished:
@@ -165,6 +170,8 @@ def _run(
             return run.folder
         for note in (*job.notes, describe(job), *(adapted.notes(objective.needs) if adapted is not None else ())):
             run.event(note)
+        if objective.head == "tokens" and job.tokenizer is not None:
+            Watch(run.warn).rows(job.rows, job.tokenizer.stop_ids)
         seed_everything(job.config.seed)
         _decoder(policy).activation_checkpointing = job.config.gradient_checkpointing
         policy.to(ranks.place(job.config.device))
@@ -205,9 +212,9 @@ def plan(
     job = resolve(objective, model, rows, eval_rows, tokenizer, config, overrides, None)
     job = dataclasses.replace(job, ranks=of_environment())
     if not isinstance(model, str | Path):
-        refuse_misfit(_decoder(model).config, (*job.rows, *job.held))
+        refuse_misfit(_decoder(model).config, (*job.rows, *job.held), job.tokenizer)
     elif Path(model).is_dir():  # a hub id would have to be downloaded
-        refuse_misfit(read_config(Path(model))[0], (*job.rows, *job.held))
+        refuse_misfit(read_config(Path(model))[0], (*job.rows, *job.held), job.tokenizer)
     sizes = [tree_tokens(row) for row in job.rows]
     numbers: dict[str, int | float] = {
         "rows": len(job.rows),
@@ -289,8 +296,14 @@ def check_evaluation(config: TrainConfig, held: bool) -> None:
             raise ValueError(f"{name} is {value}, and evaluation happens at the end only: give eval_steps")
 
 
-def refuse_misfit(config: DecoderConfig, rows: Sequence[Row]) -> None:
-    """Rows that the model cannot read: foreign ids, or more tokens than it knows positions."""
+def refuse_misfit(config: DecoderConfig, rows: Sequence[Row], tokenizer: Tokenizer | None = None) -> None:
+    """A foreign tokenizer, or rows that the model cannot read: foreign ids, or more tokens than it knows positions. A tokenizer
+    with fewer entries than the embedding has rows is none: embeddings are padded to round sizes."""
+    if tokenizer is not None and tokenizer.vocab_size > config.vocab_size:
+        raise ValueError(
+            f"the tokenizer has ids up to {tokenizer.vocab_size - 1}, and the model's vocabulary ends at "
+            f"{config.vocab_size - 1}: use the model's own tokenizer"
+        )
     largest = max(int(ids.max()) for row in rows for ids in row.ids)
     if largest >= config.vocab_size:
         raise ValueError(

@@ -72,7 +72,10 @@ def license_of(base: Path) -> str:
     card = base / "README.md"
     text = card.read_text(encoding="utf-8") if card.is_file() else ""
     front = text.split("---\n")[1] if text.startswith("---\n") and text.count("---\n") >= 2 else ""
-    found = yaml.safe_load(front) if front else {}
+    try:
+        found = yaml.safe_load(front) if front else {}
+    except yaml.YAMLError:  # somebody else's card
+        found = {}
     return str(found.get("license", "unknown")) if isinstance(found, dict) else "unknown"
 
 
@@ -80,7 +83,7 @@ def _numbers(row: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [
         (name, "not finite" if value is None else f"{value:.6g}")
         for name, value in row.items()
-        if name not in ("time", "tokens_per_second")
+        if name not in ("time", "tokens_per_second", "counts")
     ]
 
 

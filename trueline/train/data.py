@@ -39,17 +39,31 @@ class Encoded:
     kept: str = ""
     """The file that keeps what was left out, under the name it will have; a dry run keeps nothing."""
 
+    read: int = 0
+    """Records read, those left out included; 0 for rows that came encoded."""
+
     def lines(self, max_length: int) -> list[str]:
         """One sentence per thing that people should know."""
         said = f"{len(self.rows):,} rows from {self.source}" + (f" ({self.format})" if self.format else "")
-        lines = [said]
+        lines = [said + (f": {self.read:,} read, {self.read - self.rejected.total():,} used" if self.read else "")]
         if self.rejected:
             reasons = "; ".join(f"{reason} ({count:,})" for reason, count in self.rejected.most_common(5))
             kept = f", kept in {self.kept}" if self.kept else ""
             lines.append(f"{self.rejected.total():,} rows were left out{kept}: {reasons}")
         if self.stats.cut_rows:
-            cut = f"{self.stats.cut_rows:,} rows were cut to max_length {max_length}"
-            lines.append(f"{cut}: {self.stats.cut_tokens:,} tokens lost")
+            prompts = self.stats.cut_tokens - self.stats.cut_scored
+            lines.append(
+                f"{self.stats.cut_rows:,} rows were cut to max_length {max_length}, at their right end: "
+                f"{self.stats.cut_tokens:,} tokens lost, {self.stats.cut_scored:,} of responses and {prompts:,} of prompts"
+            )
+        elif self.stats.documents:
+            lines.append(
+                f"nothing is cut: {self.stats.documents:,} documents in {self.stats.rows:,} windows of at most {max_length} tokens"
+            )
+        elif self.stats.rows:
+            lines.append(f"nothing is cut: no row is longer than max_length {max_length}")
+        tokens, scored = (sum(counts) for counts in zip(*map(_tokens, self.rows), strict=True))
+        lines.append(f"{tokens:,} tokens, of which {scored:,} ({scored / tokens:.1%}) are trained on")
         if self.stats.straddled:
             lines.append(f"{self.stats.straddled:,} rows have a token across prompt and response; it is not trained on")
         if self.stats.spelled:
@@ -90,8 +104,10 @@ def _records(
     stats = EncodeStats()
     rows: list[Row] = []
     lost: list[tuple[Record, str]] = []
+    given = 0
     remaining = iter(records)
     while chunk := list(islice(remaining, CHUNK)):
+        given += len(chunk)
         before = stats.dropped.copy()
         for record, found in zip(chunk, encode_records(chunk, tok, max_length, stats), strict=True):
             rows += found
@@ -109,7 +125,8 @@ def _records(
         reasons = "; ".join(f"{reason} ({count})" for reason, count in rejected.most_common(3))
         raise ValueError(f"{source}: no row can be trained on{': ' + reasons if reasons else ''}")
     kept = "" if rejects is None else "rejects.jsonl"
-    return Encoded(rows, source, read.format if read is not None else "", rejected, stats, kept)
+    seen = read.read if read is not None else given
+    return Encoded(rows, source, read.format if read is not None else "", rejected, stats, kept, seen)
 
 
 def encode_records(
@@ -140,6 +157,11 @@ def encode_record(record: Record, tok: Tokenizer, max_length: int, stats: Encode
     raise ValueError(f"{type(record).__name__} records cannot be trained on yet")
 
 
+def _tokens(row: Row) -> tuple[int, int]:
+    """Tokens of a row, and those that are trained on."""
+    return row.num_tokens, sum(int(scored_L.sum()) for scored_L in row.scored)
+
+
 def _write(file: TextIO, record: Any, reason: str) -> None:
     name, _, line = record.source.rpartition(":")
     about = {"file": name or record.source, "line": int(line) if name and line.isdigit() else None, "reason": reason}
@@ -148,7 +170,7 @@ def _write(file: TextIO, record: Any, reason: str) -> None:
 
 def _needed(tokenizer: Tokenizer | None) -> Tokenizer:
     if tokenizer is None:
-        raise ValueError("text needs a tokenizer: pass tokenizer=load_tokenizer(DIR), or a model folder that holds one")
+        raise ValueError("text needs a tokenizer: name a model folder that holds one (tokenizer.json), or pass tokenizer=load_tokenizer(DIR)")
     return tokenizer
 
 

@@ -27,8 +27,9 @@ def evaluate(
     bf16: bool,
     budget: Budget,
     ranks: Ranks = ALONE,
-) -> dict[str, float]:
-    """{"eval_loss": ..., "eval_<metric>": ...}: totals over all rows, each divided once. Ranks share the microbatches."""
+) -> tuple[dict[str, float], dict[str, float]]:
+    """{"eval_loss": ..., "eval_<metric>": ...}: totals over all rows, each divided once; and over how many tokens or pairs
+    each is a mean. Ranks share the microbatches."""
     device = next(model.parameters()).device
     terms: defaultdict[str, tuple[float, float]] = defaultdict(lambda: (0.0, 0.0))
     metrics: defaultdict[str, tuple[float, float]] = defaultdict(lambda: (0.0, 0.0))
@@ -45,6 +46,8 @@ def evaluate(
                     for name, (total, count) in losses.metrics.items():
                         metrics[name] = (metrics[name][0] + float(total), metrics[name][1] + count)
     model.train(trained)
-    loss = sum(total / count for total, count in ranks.sum(terms).values() if count)
-    means = {name: total / count for name, (total, count) in ranks.sum(metrics).items() if count}
-    return {"eval_loss": loss} | {f"eval_{name}": mean for name, mean in means.items()}
+    summed, found = ranks.sum(terms), ranks.sum(metrics)
+    loss = sum(total / count for total, count in summed.values() if count)
+    means = {"eval_loss": loss} | {f"eval_{name}": total / count for name, (total, count) in found.items() if count}
+    counts = {"eval_loss": summed["loss"][1]} if len(summed) == 1 and "loss" in summed else {}
+    return means, counts | {f"eval_{name}": count for name, (_, count) in found.items() if count}

@@ -39,6 +39,7 @@ from trueline.train.optim import Optimizer, learning_rate
 from trueline.train.ranks import ALONE, Ranks
 from trueline.train.signals import stop_signals
 from trueline.train.state import Sums, TrainState
+from trueline.train.watch import Watch, step_facts
 
 Draw = Callable[[nn.Module], Sequence[Mapping[str, Any]]]
 """Draws a few responses from the live model: [{"prompt": ..., "response": ...}]."""
@@ -62,11 +63,15 @@ def run_loop(
     """Train from `state` until it has ended, or to a signal (SystemExit, after a checkpoint)."""
     budget = Budget(rows=config.per_device_train_batch_size, tokens=config.max_tokens_per_batch)
     rounds, saved, logged = iter(feed), state.step, (time.monotonic(), state.num_tokens)
+    watch, begun = Watch(run.warn), False
     with stop_signals() as stopping, run.progress(state.total_steps, objective.verb, start=state.step) as bar:
         model.train()
         while not state.ended and (rows := next(rounds, None)) is not None:
             start = state.step
             for step in objective.steps(objective.annotate(rows, crew), budget):
+                if not begun:
+                    run.event(step_facts(step))
+                    begun = True
                 ranks.seed(config.seed, state.step)
                 with explain_memory(budget):
                     sums = backward(objective, model, step, crew, config.bf16, ranks)
@@ -84,26 +89,32 @@ def run_loop(
                     now = (time.monotonic(), state.num_tokens)
                     speed, logged = (now[1] - logged[1]) / max(now[0] - logged[0], 1e-9), now
                     place = {"learning_rate": rate, "epoch": feed.epoch, "num_tokens": now[1]}
-                    run.log(state.step, state.take_means() | place | {"tokens_per_second": speed})
+                    counts = state.counts()
+                    means = state.take_means()
+                    run.log(state.step, means | place | {"tokens_per_second": speed}, counts)
+                    watch.metrics(means)
             crew.refresh(model, f"step-{state.step}")
 
             evals, passed = config.evals, (start, state.step)
             wants_save = crossed(config.save.save_steps, *passed)
             if eval_rows and (crossed(evals.eval_steps, *passed) or state.step >= state.total_steps):
-                metrics = evaluate(objective, model, eval_rows, crew, config.bf16, budget, ranks)
-                run.log(state.step, metrics)
+                metrics, counts = evaluate(objective, model, eval_rows, crew, config.bf16, budget, ranks)
+                run.log(state.step, metrics, counts)
                 wants_save |= state.note_evaluation(metrics, evals) and evals.eval_steps > 0  # the best one is kept
                 if state.stopped_early:
                     if state.window:  # the steps since the last line
                         place = {"learning_rate": rate, "epoch": feed.epoch, "num_tokens": state.num_tokens}
-                        run.log(state.step, state.take_means() | place)
+                        counts = state.counts()
+                        run.log(state.step, state.take_means() | place, counts)
                     run.event(
                         f"stopped early at step {state.step}: step {state.best_step} has the best {evals.metric_for_best_model}"
                     )
             if draw is not None and ranks.first and crossed(evals.sample_steps, *passed):
                 model.eval()
-                for sample in draw(model):
+                samples = draw(model)
+                for sample in samples:
                     run.sample(state.step, sample)
+                watch.samples(samples, state.step / state.total_steps)
                 model.train()
             stop = ranks.agree_to_stop(stopping)
             if (wants_save or stop or (state.ended and config.save.save_steps > 0)) and saved < state.step:

@@ -40,6 +40,10 @@ class TrainState:
             before = self.window.get(name, (0.0, 0.0))
             self.window[name] = (before[0] + total, before[1] + count)
 
+    def counts(self) -> dict[str, float]:
+        """Over how many tokens, pairs or steps each of the next means is taken."""
+        return {name: count for name, (_, count) in self.window.items() if count}
+
     def take_means(self) -> dict[str, float]:
         """Means since the last call."""
         means = {name: total / count for name, (total, count) in self.window.items() if count}

@@ -1,0 +1,99 @@
+"""What a person should hear about a run before it costs them a night: facts of its steps, and warnings.
+
+    steps of rows -> step_facts                                          said once, computed from the first step
+    rows          -> never_stops(rows, stop_ids)                         before training
+    metrics       -> displaced(lines)          log lines, newest last    while training
+    samples       -> endless(samples)          drawn on the way
+
+All are pure functions of names and numbers: no method is known here, a metric is judged by what its name means everywhere.
+Each warning names the page that explains it. Left out: what to do about it (the page says that).
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from trueline.models.attention import tree_tokens
+from trueline.objectives.base import Batch
+from trueline.records import Row
+
+PAGE = "docs/stages/warnings.md"
+LINES = 3
+"""Log lines in a row that must agree before a trend is one."""
+
+
+class Watch:
+    """Hands each warning to `warn` (which says it once)."""
+
+    def __init__(self, warn: Callable[[str, str], None]):
+        self.warn = warn
+        self.lines: deque[Mapping[str, float]] = deque(maxlen=LINES)
+
+    def rows(self, rows: Sequence[Row], stop_ids: Sequence[int]) -> None:
+        self._say("stop-token-never-trained", never_stops(rows, stop_ids))
+
+    def metrics(self, line: Mapping[str, float]) -> None:
+        self.lines.append(line)
+        self._say("both-log-probs-fall", displaced(list(self.lines)))
+
+    def samples(self, samples: Sequence[Mapping[str, Any]], done: float) -> None:
+        """`done`: share of the run that is over; a model at its beginning may well ramble."""
+        if done >= 0.5:
+            self._say("responses-never-end", endless(samples))
+
+    def _say(self, name: str, text: str) -> None:
+        if text:
+            self.warn(name, f"{text}: {PAGE}#{name}")
+
+
+def never_stops(rows: Sequence[Row], stop_ids: Sequence[int]) -> str:
+    """Whether not a single token that ends a response is trained on."""
+    for row in rows:
+        for ids_L, scored_L in zip(row.ids, row.scored, strict=True):
+            if np.isin(ids_L[scored_L], stop_ids).any():
+                return ""
+    return "no row trains a token that stops sampling, so the model will not learn to end its responses"
+
+
+def displaced(lines: Sequence[Mapping[str, float]]) -> str:
+    """Whether the margin is won by making rejected responses unlikely faster than chosen ones. Rewards are measured from the
+    reference, so a negative one means a response that has become less likely, whatever rows a line is about."""
+    names = ("rewards/chosen", "rewards/rejected", "rewards/margins")
+    if len(lines) < LINES or any(name not in line for line in lines for name in names):
+        return ""
+    falling = all(line["rewards/chosen"] < 0 and line["rewards/rejected"] < 0 < line["rewards/margins"] for line in lines)
+    deeper = lines[-1]["rewards/chosen"] < lines[0]["rewards/chosen"]
+    wider = lines[-1]["rewards/margins"] > lines[0]["rewards/margins"]
+    if not (falling and deeper and wider):
+        return ""
+    return (
+        f"the margin grows ({lines[-1]['rewards/margins']:.3g}) while chosen and rejected responses both become less likely "
+        f"than under the reference (rewards {lines[-1]['rewards/chosen']:.3g} and {lines[-1]['rewards/rejected']:.3g})"
+    )
+
+
+def endless(samples: Sequence[Mapping[str, Any]]) -> str:
+    """Whether every drawn response was cut off by the limit of its length."""
+    reasons = [sample.get("finish_reason") for sample in samples]
+    if not reasons or any(reason != "length" for reason in reasons):
+        return ""
+    return f"none of the {len(reasons)} responses drawn on the way ended by itself: all ran into the limit of their length"
+
+
+def step_facts(step: Sequence[Batch]) -> str:
+    """What one optimizer step computes, counted in its batches."""
+    rows = [row for batch in step for row in batch.rows]
+    positions = sum(batch.layout.num_tokens for batch in step)
+    needed = sum(tree_tokens(row) for row in rows)
+    sequences = sum(len(row.ids) for row in rows)
+    scored = sum(int(scored_L.sum()) for row in rows for scored_L in row.scored)
+    tokens = sum(row.num_tokens for row in rows)
+    shared = f" ({tokens - needed:,} of shared prompts computed once)" if tokens > needed else ""
+    return (
+        f"first step: {len(rows):,} rows, {sequences:,} sequences, {len(step):,} microbatches, {tokens:,} tokens in "
+        f"{positions:,} positions{shared}; padding {1 - needed / positions:.1%}, trained on {scored / tokens:.1%} of the tokens"
+    )
