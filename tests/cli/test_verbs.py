@@ -196,3 +196,15 @@ def test_evaluation_samples_and_sinks(trueline: Trueline, tiny: Path, pairs: Pat
     assert json.loads((tmp_path / "a" / "run.json").read_text(encoding="utf-8"))["config"]["data"][0]["rows"] == 3
     assert trueline(*words, "--out", tmp_path / "b", "--report_to")[0] == 0
     assert not (tmp_path / "b" / "tensorboard").exists()
+
+
+def test_every_sampling_run_compares_sampler_and_trainer(
+    trueline: Trueline, tiny: Path, pairs: Path, tmp_path: Path
+) -> None:
+    """`trueline sample`, and training that draws samples on the way: one line, with its figure."""
+    line = r"sampler vs trainer log-probs: max difference (\d\.\de-\d\d) over \d+ tokens"
+    code, _, said = trueline("sample", "--model", tiny, "--data", pairs, "--out", tmp_path / "drawn.jsonl", "--max_new_tokens", 8)
+    assert code == 0 and float(re.findall(line, said)[0]) < 1e-5, said
+    words = ("sft", "--model", tiny, "--data", pairs, "--out", tmp_path / "run", "--max_steps", 4, "--sample_steps", 2)
+    code, _, said = trueline(*words)
+    assert code == 0 and [float(found) < 1e-5 for found in re.findall(line, said)] == [True, True], said
