@@ -1,7 +1,7 @@
 """A model of llama2.c, weights and tokenizer, as a Hugging Face directory.
 
     python -m recipes.llama2c --model stories260K.bin --tokenizer tok512.bin --out out/stories260K
-    trueline generate --model out/stories260K --prompt "Once upon a time" --temperature 0 --max_new_tokens 200
+    trueline generate "Once upon a time" --model out/stories260K --temperature 0 --max_new_tokens 200
 
 Cost: under a second for 260 thousand parameters. The directory loads in Trueline and in transformers.
 

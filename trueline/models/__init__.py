@@ -1,4 +1,4 @@
-"""The decoder: one forward for the Llama, Mistral, Yi, Qwen2, Qwen3 and SmolLM families; layouts, heads, files.
+"""The decoder: one forward for every family of families/; layouts, heads, files.
 
     config -> Decoder(layout) -> hidden_TD -> token_logps (language model) | ScalarModel (sequence score)
 
