@@ -28,7 +28,6 @@ from trueline.tokens.backend import ALIAS_HEAD
 from trueline.tokens.template import RowError, TemplateError, Turn, messages_for_template, replace_strings, strings
 from trueline.tokens.tokenizer import Tokenizer
 
-
 Encoded = tuple[np.ndarray, np.ndarray]
 """ids int32 [L], scored bool [L]."""
 

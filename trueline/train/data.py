@@ -55,6 +55,7 @@ class Encoded:
             lines.append(
                 f"{self.stats.cut_rows:,} rows were cut to max_length {max_length}, at their right end: "
                 f"{self.stats.cut_tokens:,} tokens lost, {self.stats.cut_scored:,} of responses and {prompts:,} of prompts"
+                + ("; what loses its end does not train where to stop" if self.stats.cut_scored else "")
             )
         elif self.stats.documents:
             lines.append(
@@ -170,7 +171,9 @@ def _write(file: TextIO, record: Any, reason: str) -> None:
 
 def _needed(tokenizer: Tokenizer | None) -> Tokenizer:
     if tokenizer is None:
-        raise ValueError("text needs a tokenizer: name a model folder that holds one (tokenizer.json), or pass tokenizer=load_tokenizer(DIR)")
+        raise ValueError(
+            "text needs a tokenizer: name a model folder that holds one (tokenizer.json), or pass tokenizer=load_tokenizer(DIR)"
+        )
     return tokenizer
 
 

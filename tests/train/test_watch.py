@@ -1,0 +1,87 @@
+"""Warnings: each fires on what it is about, on nothing else, once, and again at the end."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from trueline.models.layout import Layout
+from trueline.objectives.base import Batch
+from trueline.records import Row
+from trueline.run import Run, read_json, read_lines
+from trueline.train import watch
+
+FALLING = {"rewards/chosen": -0.1, "rewards/rejected": -0.5, "rewards/margins": 0.4}
+DEEPER = {"rewards/chosen": -0.2, "rewards/rejected": -0.9, "rewards/margins": 0.7}
+HEALTHY = {"rewards/chosen": 0.1, "rewards/rejected": -0.5, "rewards/margins": 0.6}
+
+
+def row(*sequences: list[int], prompt: int = 2) -> Row:
+    ids = tuple(np.array(ids, dtype=np.int32) for ids in sequences)
+    return Row(ids=ids, scored=tuple(np.arange(len(x)) >= prompt for x in ids), key="r")
+
+
+@pytest.mark.parametrize(
+    ("lines", "fires"),
+    [
+        ([FALLING, FALLING, DEEPER], True),
+        ([FALLING, DEEPER], False),  # too few lines to be a trend
+        ([FALLING, FALLING, HEALTHY], False),
+        ([HEALTHY] * 3, False),
+        ([DEEPER, DEEPER, FALLING], False),  # it recovers
+        ([{"loss": 1.0}] * 3, False),
+    ],
+)
+def test_margin_won_by_losing_both(lines: list[dict[str, float]], fires: bool) -> None:
+    assert bool(watch.displaced(lines)) is fires
+
+
+def test_stop_tokens() -> None:
+    trained, untrained = row([5, 6, 7, 1]), row([1, 1, 7, 8])  # one stands in the prompt only
+    assert watch.never_stops([untrained, trained], [1]) == ""
+    assert "will not learn to end" in watch.never_stops([untrained], [1])
+    assert watch.never_stops([untrained], [8]) == ""
+
+
+def test_responses_without_an_end() -> None:
+    cut, ended = {"response": "a", "finish_reason": "length"}, {"response": "a", "finish_reason": "stop"}
+    assert "none of the 2 responses" in watch.endless([cut, cut])
+    assert watch.endless([cut, ended]) == watch.endless([]) == watch.endless([{"response": "a"}]) == ""
+    said: list[str] = []
+    watcher = watch.Watch(lambda name, text: said.append(name))
+    watcher.samples([cut], 0.2)
+    assert not said
+    watcher.samples([cut], 0.6)
+    assert said == ["responses-never-end"]
+
+
+def test_facts_of_a_step_are_counted() -> None:
+    """Two responses share a prompt of two tokens; the padding comes from the layout that is computed."""
+    rows = [row([5, 6, 7, 1], [5, 6, 8]), row([9, 9, 1], [9, 9, 2, 1])]
+    said = watch.step_facts([Batch(rows=rows, layout=Layout.tree(rows), weights={"loss": 2.0})])
+    assert "2 rows, 4 sequences, 1 microbatches, 14 tokens in 10 positions (4 of shared prompts computed once)" in said
+    assert "padding 0.0%, trained on 42.9% of the tokens" in said  # 6 of 14
+
+
+def test_said_once_and_again_at_the_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for time in range(2):  # the second opening is a resume: it remembers
+        with Run(tmp_path / "r", {"a": 1}, console=Console(stderr=True)) as run:
+            watcher = watch.Watch(run.warn)
+            for line in [FALLING, FALLING, DEEPER, DEEPER]:
+                watcher.metrics(line)
+            if time:
+                run.finish({})
+    assert capsys.readouterr().err.count("both-log-probs-fall") == 2  # once when seen, once at the end
+    assert [row["warning"] for row in read_lines(tmp_path / "r" / "events.jsonl")] == ["both-log-probs-fall"]
+    assert len(read_json(tmp_path / "r" / "finished.json")["warnings"]) == 1
+
+
+def test_every_warning_has_its_place_on_the_page() -> None:
+    root = Path(watch.__file__).parents[2]
+    anchors = set(re.findall(r"\{#([a-z-]+)\}", (root / watch.PAGE).read_text(encoding="utf-8")))
+    source = Path(watch.__file__).read_text(encoding="utf-8")
+    assert set(re.findall(r'_say\("([a-z-]+)"', source)) <= anchors
