@@ -47,6 +47,7 @@ def read3(raw: Raw) -> dict[str, Any]:
 
 
 def write(config: DecoderConfig) -> dict[str, Any]:
+    """The scale of products as the number it is the root of."""
     scale = config.attention_scale or config.head_dim**-0.5
     return {
         "query_pre_attn_scalar": round(scale**-2),

@@ -20,6 +20,7 @@ def read(raw: Raw) -> dict[str, Any]:
 
 
 def write(config: DecoderConfig) -> dict[str, Any]:
+    """Both ways of saying which layers have the window."""
     raw: dict[str, Any] = {
         "use_sliding_window": config.sliding_window is not None,
         "sliding_window": config.sliding_window,
