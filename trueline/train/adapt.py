@@ -1,5 +1,6 @@
-"""Adapters in training: put on the policy before it starts, said in words, written and read instead of its weights.
+"""The policy of a run: loaded, given its adapter, written and read again.
 
+    policy = load_policy(verb, head, model, tokenizer, seed)
     adapted = adapt(policy, config, base)      None where all weights are trained
     write_policy(policy, folder, ...)          the model, or its adapter in PEFT's layout
     copy_weights(policy, folder)               the reverse, into the live model
@@ -52,6 +53,18 @@ class Adapted:
             "the reference is the base without the adapter, not the adapter as it starts; for that one, merge it first "
             "(trueline merge) and train a new adapter",
         ]
+
+
+def load_policy(verb: str, head: str, model: str | Path | Model, tokenizer: Tokenizer | None, seed: int) -> Model:
+    """The model that a method with this head trains: read, or in memory and of the right kind."""
+    if isinstance(model, str | Path):
+        if head == "tokens":
+            return load_model(model)
+        return load_scalar_model(model, pad_token_id=tokenizer.pad_id if tokenizer is not None else None, seed=seed)
+    if (head == "scalar") != isinstance(model, ScalarModel):
+        wanted = "ScalarModel" if head == "scalar" else "Decoder"
+        raise ValueError(f"{verb} trains a {wanted}, not a {type(model).__name__}")
+    return model
 
 
 def adapt(policy: Model, config: TrainConfig, source: str) -> Adapted | None:

@@ -28,7 +28,7 @@ from trueline.models.attention import tree_tokens
 from trueline.models.config import DecoderConfig
 from trueline.models.decoder import Decoder, ScalarModel
 from trueline.models.files import fingerprint as weights_fingerprint
-from trueline.models.files import load_model, load_scalar_model, read_config
+from trueline.models.files import read_config
 from trueline.models.scorer import PolicyScorer
 from trueline.objectives.base import Objective
 from trueline.protocols import Crew
@@ -38,7 +38,7 @@ from trueline.store import fingerprint
 from trueline.tokens import Tokenizer, load_tokenizer, preview
 from trueline.tokens.encode import row_key
 from trueline.tokens.preview import Segments
-from trueline.train.adapt import adapt, copy_weights, write_policy
+from trueline.train.adapt import adapt, copy_weights, load_policy, write_policy
 from trueline.train.arithmetic import arithmetic
 from trueline.train.card import write_card
 from trueline.train.checkpoint import checkpoints, explain_full_disk, load_checkpoint, newest_checkpoint
@@ -143,7 +143,7 @@ def _run(
     job: Job, model: str | Path | Model, out: Path, crew: Crew, draw: Draw | None, sinks: Sequence[Sink], rejects: Path
 ) -> Path:
     objective, ranks = job.objective, job.ranks
-    policy = _load(objective, model, job)
+    policy = load_policy(objective.verb, objective.head, model, job.tokenizer, job.config.seed)
     refuse_misfit(_decoder(policy).config, (*job.rows, *job.held), job.tokenizer)
     method = {"method": objective.verb} | dataclasses.asdict(objective)  # type: ignore[call-overload]
     base = str(model) if isinstance(model, str | Path) else _decoder(policy).source
@@ -381,18 +381,6 @@ def resume(run: Run, model: Model, optimizer: Optimizer, feed: StoredFeed, job: 
     run.truncate(state.step)
     run.event(f"goes on from {path.name} of {total} steps")
     return state
-
-
-def _load(objective: Objective, model: str | Path | Model, job: Job) -> Model:
-    if isinstance(model, str | Path):
-        if objective.head == "tokens":
-            return load_model(model)
-        pad = job.tokenizer.pad_id if job.tokenizer is not None else None
-        return load_scalar_model(model, pad_token_id=pad, seed=job.config.seed)
-    if (objective.head == "scalar") != isinstance(model, ScalarModel):
-        wanted = "ScalarModel" if objective.head == "scalar" else "Decoder"
-        raise ValueError(f"{objective.verb} trains a {wanted}, not a {type(model).__name__}")
-    return model
 
 
 def _decoder(model: Model) -> Decoder:
