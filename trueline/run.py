@@ -82,10 +82,10 @@ class Run:
         try:
             self.resumed = known.exists()
             if self.resumed:
-                _refuse_difference(self.folder, read_json(known, "identity")["identity"], self.identity)
+                _refuse_difference(self.folder, read_json(known, identity=dict)["identity"], self.identity)
             events = self.folder / "events.jsonl"
             kept = read_lines(events) if self.resumed and events.exists() else []
-            self.warnings = {row["warning"]: str(row.get("event")) for row in kept if "warning" in row}
+            self.warnings = {str(row["warning"]): str(row.get("event")) for row in kept if "warning" in row}
             """What was warned of so far, in this process or before."""
             if write:
                 self._describe(known)
@@ -110,7 +110,7 @@ class Run:
         path = self.folder / "finished.json"
         if not path.exists():
             return False
-        then = read_json(path, "total")["total"]
+        then = read_json(path, total=int | None)["total"]
         return self.total is None or (then is not None and self.total <= then)
 
     def log(self, step: int, metrics: Mapping[str, Any], counts: Mapping[str, float] | None = None) -> None:
@@ -147,7 +147,7 @@ class Run:
         for name in ("metrics.jsonl", "samples.jsonl"):
             path = self.folder / name
             if self.write and path.exists():
-                kept = [row for row in read_lines(path) if row.get("step", 0) <= step]
+                kept = [row for row in read_lines(path) if not isinstance(row.get("step"), int) or row["step"] <= step]
                 write_atomic(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept))
 
     @contextmanager
@@ -249,13 +249,15 @@ def _lock(folder: Path) -> int:
     return handle
 
 
-def read_json(path: str | Path, *needs: str) -> dict[str, Any]:
-    """The object in a JSON file of a run; it must hold the keys `needs`."""
+def read_json(path: str | Path, **needs: Any) -> dict[str, Any]:
+    """The object in a JSON file of a run; it must hold the keys `needs`, of these types."""
     try:
         found = json.loads(Path(path).read_text(encoding="utf-8"))
     except (ValueError, RecursionError):
         found = None
-    if not isinstance(found, dict) or any(name not in found for name in needs):
+    if not isinstance(found, dict) or any(
+        name not in found or not isinstance(found[name], kind) for name, kind in needs.items()
+    ):
         raise ValueError(f"{path} is damaged: it is no longer what was written; remove it, or choose another --out")
     return found
 

@@ -176,7 +176,7 @@ def test_templates(template: str, sentence: str, dpo: Callable[..., str], copy: 
         ("--learning_rate 1e-5x", "--learning_rate is '1e-5x': write a number, such as 1e-5"),
         ("--objective.beta inf", "--objective.beta is inf: write a finite number"),
         ("--objective.beta 0", "beta is 0.0: it must be above 0; see trueline dpo --help"),
-        ("--objective.loss_type sigmod", "--objective.loss_type is 'sigmod': write one of sigmoid, ipo, hinge, robust; did you mean sigmoid?"),
+        ("--objective.loss_type sigmod", "is 'sigmod': write one of sigmoid, ipo, hinge, robust; did you mean sigmoid?"),
         ("--max_steps -1", "max_steps is -1: it must be at least 0"),
         ("--max_steps 1.5", "--max_steps is '1.5': write a whole number"),
         ("--warmup_ratio 1.5", "warmup_ratio is 1.5: it must be at least 0 and at most 1; see trueline dpo --help"),

@@ -1,7 +1,8 @@
-"""How hard the readers are tried: a sample by default, the same again and again; `make soak` draws new ones, and more."""
+"""How hard the readers are tried: a sample by default, the same again and again; `make soak` draws new ones, and more (TRUELINE_FUZZ says how many)."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 
 import pytest
@@ -11,8 +12,8 @@ from hypothesis import strategies as st
 from trueline import cli
 
 QUIET = (HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.function_scoped_fixture)
-SAMPLE = settings(max_examples=50, deadline=None, derandomize=True, suppress_health_check=QUIET)
-SOAK = settings(max_examples=1500, deadline=None, suppress_health_check=QUIET)
+SAMPLE = settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=QUIET)
+SOAK = settings(max_examples=int(os.environ.get("TRUELINE_FUZZ", "1500")), deadline=None, suppress_health_check=QUIET)
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers(-3, 3) | st.floats() | st.text(max_size=8) | st.sampled_from(["user", "{", "[1]"]),
