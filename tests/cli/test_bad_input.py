@@ -295,3 +295,22 @@ def test_a_loss_that_is_not_finite(trueline: Trueline, copy: Path, pairs: Path, 
     assert (tmp_path / "out" / "checkpoint-1" / "complete.json").exists()
     rows = json.loads((tmp_path / "out" / "nonfinite-step-2.json").read_text(encoding="utf-8"))
     assert rows and {"key", "ids", "scored", "numbers"} <= set(rows[0])
+
+
+def test_a_metric_that_does_not_exist_is_refused_before_training(
+    trueline: Trueline, tiny: Path, pairs: Path, tmp_path: Path
+) -> None:
+    words = ("dpo", "--model", tiny, "--data", pairs, "--eval_data", pairs, "--out", tmp_path / "out", "--max_steps", 1)
+    code, _, said = trueline(*words, "--metric_for_best_model", "rewards/margin")
+    assert code == 2 and "and an evaluation gives eval_loss, eval_rewards/chosen" in said and "first step" not in said
+    assert trueline(*words, "--metric_for_best_model", "rewards/margins", "--out", tmp_path / "other")[0] == 0
+
+
+def test_every_run_says_what_it_used(trueline: Trueline, tiny: Path, pairs: Path, tmp_path: Path) -> None:
+    words = ("dpo", "--model", tiny, "--data", pairs, "--out", tmp_path / "out", "--max_steps", 1, "--max_length", 12)
+    code, _, said = trueline(*words)
+    assert code == 0
+    assert ": 5 read, " in said and "chosen and rejected are equal (1)" in said and "at their right end" in said
+    assert "are trained on" in said and "first step: " in said and "padding 0.0%" in said
+    line = json.loads((tmp_path / "out" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[0])
+    assert line["counts"]["rewards/margins"] == 8 and line["counts"]["loss"] == 1  # 4 rows, a batch of 8: each is used twice

@@ -1,4 +1,5 @@
-"""How hard the readers are tried: a sample by default, the same again and again; `make soak` draws new ones, and more (TRUELINE_FUZZ says how many)."""
+"""How hard the readers are tried: a sample by default, the same again and again. `make soak` draws new ones, and more:
+TRUELINE_FUZZ says how many."""
 
 from __future__ import annotations
 

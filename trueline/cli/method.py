@@ -135,7 +135,13 @@ def records_of(options: Any, objective: Objective) -> Rows | list[Record]:
         raise ValueError(f"--data_weights has {numbers}: give one for each")
     parts = [read_rows(source, objective.record, columns=columns) for source in options.data]
     mixture = mix(list(zip(parts, options.data_weights, strict=True)), options.train.seed)
-    return list(islice(mixture, limit or None))
+    drawn = list(islice(mixture, limit or None))
+    console = Console(highlight=False, stderr=True, soft_wrap=True, quiet=not of_environment().first)
+    shares = ", ".join(f"{number:,} of {source}" for number, source in zip(mixture.drawn, options.data, strict=True))
+    console.print(f"mixture of {len(drawn):,} rows: {shares}", markup=False)
+    for reason, number in mixture.rejected.most_common():
+        console.print(f"{number:,} rows of its sources cannot be used: {reason}", markup=False)
+    return drawn
 
 
 def sinks_of(options: Any) -> list[Sink]:

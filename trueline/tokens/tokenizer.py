@@ -313,8 +313,12 @@ def _with_listed_tokens(spec: dict[str, Any], config: Mapping[str, Any]) -> dict
 
 
 def _ends(folder: Path) -> list[int]:
-    said = _json(folder / "generation_config.json").get("eos_token_id")
-    return said if isinstance(said, list) else [] if said is None else [said]
+    path = folder / "generation_config.json"
+    said = _json(path).get("eos_token_id")
+    ids = said if isinstance(said, list) else [] if said is None else [said]
+    if not all(type(one) is int and one >= 0 for one in ids):
+        raise ValueError(f"{path}: eos_token_id is {str(said)[:40]}: it should be the number of a token, or a list of them.")
+    return ids
 
 
 # ---- training

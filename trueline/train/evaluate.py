@@ -51,3 +51,22 @@ def evaluate(
     means = {"eval_loss": loss} | {f"eval_{name}": total / count for name, (total, count) in found.items() if count}
     counts = {"eval_loss": summed["loss"][1]} if len(summed) == 1 and "loss" in summed else {}
     return means, counts | {f"eval_{name}": count for name, (_, count) in found.items() if count}
+
+
+@torch.no_grad()
+def refuse_unknown_metric(
+    objective: Objective, model: nn.Module, rows: Sequence[Row], crew: Crew, budget: Budget, wanted: str
+) -> None:
+    """Say before training, not at its first evaluation, that there is no such metric: one row tells the names."""
+    wanted = "eval_" + wanted.removeprefix("eval_")
+    if not rows or wanted == "eval_loss":
+        return
+    device = next(model.parameters()).device
+    trained = model.training
+    model.eval()
+    step = next(objective.steps(objective.annotate(rows[:1], crew), budget))
+    (batch, *_) = objective.prepare(model, [replace(batch, layout=batch.layout.to(device)) for batch in step])
+    names = ["eval_loss", *(f"eval_{name}" for name in objective.loss(model, batch, crew).metrics)]
+    model.train(trained)
+    if wanted not in names:
+        raise ValueError(f"metric_for_best_model is {wanted!r}, and an evaluation gives {', '.join(names)}")

@@ -33,7 +33,7 @@ from trueline.run import Run
 from trueline.train.checkpoint import prune_checkpoints, save_checkpoint
 from trueline.train.config import TrainConfig
 from trueline.train.data import keep_rows
-from trueline.train.evaluate import evaluate
+from trueline.train.evaluate import evaluate, refuse_unknown_metric
 from trueline.train.feed import Feed
 from trueline.train.optim import Optimizer, learning_rate
 from trueline.train.ranks import ALONE, Ranks
@@ -64,6 +64,7 @@ def run_loop(
     budget = Budget(rows=config.per_device_train_batch_size, tokens=config.max_tokens_per_batch)
     rounds, saved, logged = iter(feed), state.step, (time.monotonic(), state.num_tokens)
     watch, begun = Watch(run.warn), False
+    refuse_unknown_metric(objective, model, eval_rows, crew, budget, config.evals.metric_for_best_model)
     with stop_signals() as stopping, run.progress(state.total_steps, objective.verb, start=state.step) as bar:
         model.train()
         while not state.ended and (rows := next(rounds, None)) is not None:
