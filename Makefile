@@ -37,9 +37,10 @@ lowest:          ## the fast tests on the lowest versions that pyproject.toml na
 	PIP_CONSTRAINT=constraints-lowest.txt $(BIN:.venv/%=.venv/lowest/%)/python -m pip install --quiet --editable '.[test]'
 	$(BIN:.venv/%=.venv/lowest/%)/python -m pytest -q -m "not slow"
 
-lint: .venv/ready  ## ruff, and the import rules of the house
+lint: .venv/ready  ## ruff, the import rules of the house, and its budgets of lines
 	$(BIN)/ruff check .
 	$(BIN)/lint-imports --no-logo
+	$(BIN)/python tests/rules/budgets.py
 
 types: .venv/ready  ## mypy
 	$(BIN)/mypy

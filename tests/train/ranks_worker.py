@@ -18,8 +18,8 @@ from trueline.objectives.base import Budget
 from trueline.protocols import Crew
 from trueline.train import TrainConfig, override, train
 from trueline.train.api import resolve
-from trueline.train.loop import backward, clip
 from trueline.train.ranks import Ranks, joined, of_environment
+from trueline.train.step import backward, clip
 
 DATA = {"pretrain": "text", "sft": "chat", "reward": "pairs", "dpo": "pairs"}
 FIFTY: dict[str, Any] = {

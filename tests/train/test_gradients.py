@@ -20,7 +20,7 @@ from trueline.objectives.reward import Reward
 from trueline.objectives.sft import SFT
 from trueline.protocols import Crew
 from trueline.records import Row
-from trueline.train.loop import backward, clip
+from trueline.train.step import backward, clip
 
 Rows = Callable[..., list[Row]]
 

@@ -22,8 +22,8 @@ from trueline.records import Row
 from trueline.run import read_lines
 from trueline.train import train
 from trueline.train.config import EvalConfig
-from trueline.train.loop import backward
 from trueline.train.state import TrainState
+from trueline.train.step import backward
 
 Rows = Callable[..., list[Row]]
 Make = Callable[..., Decoder]

@@ -66,7 +66,7 @@ def choose() -> Choice:
     seconds = {"default": float("inf"), "onednn": float("inf")}
     for _ in range(8):
         for library in ("default", "onednn"):
-            with products(library):  # type: ignore[arg-type]
+            with products(library):
                 seconds[library] = min(seconds[library], _seconds(lambda: x_TD @ w_FD.T))
     speedup = seconds["default"] / seconds["onednn"]
     fit = error <= LARGEST_ERROR and speedup >= LEAST_SPEEDUP
