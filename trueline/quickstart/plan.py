@@ -26,7 +26,7 @@ from trueline.serve.engine import Engine
 from trueline.store import write_atomic
 from trueline.tokens import Tokenizer
 
-ROWS_PER_STEP = {"sft": 32, "reward": 16, "dpo": 32}
+ROWS_PER_STEP = {"sft": 32, "reward": 4, "dpo": 32}
 """Rows per optimizer step; a reward row is one prompt with its ranked summaries, a DPO row one with two."""
 SHARES = {"base": 0.0, "sft": 0.36, "sample": 0.12, "reward": 0.16, "dpo": 0.14, "evaluate": 0.14}
 """Of the minutes; the rest is for the harvest and for what the probe misjudges."""

@@ -166,7 +166,7 @@ def reward_model(sft: Path, rankings: Path, plan: Plan, out: Path) -> Path:
     """Bradley-Terry on the rankings, a tenth of the prompts held out."""
     return train(
         Reward(center_rewards_coefficient=0.01), sft, rankings, out=out, max_steps=plan.reward_steps, eval_share=0.1,
-        per_device_train_batch_size=ROWS_PER_STEP["reward"], max_length=MAX_LENGTH, learning_rate=4e-4, lr_scheduler_type="linear",
+        per_device_train_batch_size=ROWS_PER_STEP["reward"], max_length=MAX_LENGTH, learning_rate=2e-4, lr_scheduler_type="linear",
         warmup_ratio=0.1, save_steps=100, logging_steps=2, seed=plan.seed,
     )  # fmt: skip
 
