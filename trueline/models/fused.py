@@ -8,7 +8,8 @@ and keeps what is not (products): 2 D + 2 F + 2 (H + G) E + G E floats per token
 Under bfloat16 autocast the products run in bfloat16; norms, rotations, the residual stream and the gradients of weights
 stay in float32.
 
-The decoder uses them when every projection is a plain `nn.Linear`; adapters and low-bit layers go through modules.
+The decoder uses them where the family has these very parts and every projection is a plain `nn.Linear`. LayerNorm, partial
+rotation, norms behind a half, other activations, and layers with an adapter go through modules.
 
 Legend: T tokens, C tokens of a block, D width, F inner width, X heads (query or key), E width of a head, R = E / 2.
 """

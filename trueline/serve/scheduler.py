@@ -7,7 +7,7 @@
 
 Continuous batching: responses leave and enter between any two steps (Orca). A step is either a prefill of several whole
 prompts or one token for everybody.
-Left out: paging, preemption, chunks of a long prompt: the paged engine's scheduler replaces this file.
+Left out: paging, preemption, chunks of a long prompt.
 """
 
 from __future__ import annotations

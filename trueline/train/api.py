@@ -3,8 +3,8 @@
     folder = train(SFT(), "base", "pairs.jsonl", out="runs/sft", learning_rate=1e-4, eval_share=0.05)
     print(plan(SFT(), "base", "pairs.jsonl", learning_rate=1e-4))           the same, looked at before anything is done
 
-    out/  config.json model.safetensors tokenizer.json README.md ...      the model
-          run.json metrics.jsonl samples.jsonl rejects.jsonl              the run
+    out/  config.json model.safetensors tokenizer.json README.md ...      the model (of an adapter: adapter_model.safetensors ...)
+          run.json metrics.jsonl events.jsonl rejects.jsonl ...           the run (run.py; products.json: arithmetic.py)
           checkpoint-500/ ...                                             where it can go on
 
 Left out: what a step does (loop), what is in a checkpoint (checkpoint).

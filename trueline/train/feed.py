@@ -5,7 +5,7 @@
 The order is a pure function of (seed, epoch), so the whole state is one integer: the rows handed out so far. Steps run
 over the end of an epoch into the next; only the run's last step may be short.
 
-Left out: feeds of fresh rollouts (align makes them; the same three methods).
+Left out: feeds of fresh rollouts (the loop would take any feed with the same three methods).
 """
 
 from __future__ import annotations
