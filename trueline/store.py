@@ -117,9 +117,9 @@ def adapter_base(folder: str | Path) -> str:
         return ""
     try:
         named = json.loads(path.read_text(encoding="utf-8")).get("base_model_name_or_path")
-    except (json.JSONDecodeError, AttributeError):
+    except (ValueError, AttributeError, RecursionError):
         raise ValueError(f"{path} is not valid JSON: fetch or write it again") from None
-    if not named:
+    if not named or not isinstance(named, str):
         raise ValueError(f"{path} names no base model: write its folder or hub id as base_model_name_or_path")
     return str(folder / named) if not Path(named).is_dir() and (folder / named).is_dir() else str(named)
 

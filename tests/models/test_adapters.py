@@ -319,6 +319,13 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "regex": ({"alpha_pattern": {"(": 7}}, "is no regular expression"),
     "zero": ({"r": 0}, "r is at least 1"),
     "no base": ({"base_model_name_or_path": None}, "names no base model"),
+    "base of numbers": ({"base_model_name_or_path": [5]}, "names no base model"),
+    "truth for a rank": ({"r": True}, "r = True is not what LoRA has there"),
+    "half a rank": ({"r": 8.5}, "r = 8.5 is not what LoRA has there"),
+    "no number": ({"lora_alpha": float("nan")}, "lora_alpha = nan is not what LoRA has there"),
+    "text for a truth": ({"use_rslora": "no"}, "use_rslora = 'no' is not what LoRA has there"),
+    "list of ranks": ({"rank_pattern": [1]}, r"rank_pattern = \[1\] is not what LoRA has there"),
+    "one module": ({"modules_to_save": 5}, "modules_to_save = 5 is no list of names"),
 }
 
 
@@ -341,6 +348,8 @@ def test_files_that_do_not_fit_are_refused(tiny: Tiny, tmp_path: Path) -> None:
     model = load_model(tmp_path / "base")
     attach(model, LoRAConfig(r=2))
     folder = save_adapter(model, tmp_path / "adapter")
+    with pytest.raises(ValueError, match="the model has adapters: merge them first"):
+        save_model(model, tmp_path / "whole")
     tensors = folder / "adapter_model.safetensors"
     whole = tensors.read_bytes()
     with pytest.raises(ValueError, match="has no such linear layer"):

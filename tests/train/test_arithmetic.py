@@ -31,7 +31,22 @@ def test_the_first_choice_is_kept(run, monkeypatch):
         assert torch.get_float32_matmul_precision() == "medium"
     assert torch.get_float32_matmul_precision() == before
     events = [json.loads(line)["event"] for line in (run.folder / "events.jsonl").read_text(encoding="utf-8").splitlines()]
-    assert events == ["float32 products by oneDNN (oneDNN: 1.90 times as fast here, error 9e-07)"] * 2
+    assert events == ["float32 products by oneDNN (oneDNN: 1.90 times as fast here, error 9e-07)"]
+
+
+def test_a_machine_that_rounds_does_not_follow(run, monkeypatch):
+    """A run that began where oneDNN is exact goes on where it rounds: a warning, and the default."""
+    (run.folder / "products.json").write_text('{"library": "onednn", "speedup": 2.0, "error": 9e-07}', encoding="utf-8")
+    monkeypatch.setattr(room, "onednn_error", lambda: 3e-3)
+    with arithmetic(run, TrainConfig(), Ranks()):
+        assert torch.get_float32_matmul_precision() == "highest"
+    assert "does not repeat the bits" in (run.folder / "events.jsonl").read_text(encoding="utf-8")
+
+
+def test_a_damaged_choice_is_one_sentence(run):
+    (run.folder / "products.json").write_text("{", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"products\.json"), arithmetic(run, TrainConfig(), Ranks()):
+        pass
 
 
 def test_the_default_needs_no_word(run, monkeypatch):

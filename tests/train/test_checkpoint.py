@@ -90,7 +90,15 @@ def test_a_failure_while_writing_leaves_the_one_before(tmp_path: Path, trained: 
 def test_the_best_one_survives_pruning(tmp_path: Path, trained: Saved) -> None:
     for step in (1, 2, 3, 4):
         save(tmp_path, trained, step)
-    prune_checkpoints(tmp_path, 0, best_step=1)
+    prune_checkpoints(tmp_path, 0, best_step=1, newest=4)
     assert len(checkpoints(tmp_path)) == 4
-    prune_checkpoints(tmp_path, 2, best_step=1)
+    prune_checkpoints(tmp_path, 2, best_step=1, newest=4)
     assert [step for step, _ in checkpoints(tmp_path)] == [4, 3, 1]
+
+
+def test_a_damaged_newer_one_does_not_push_out_what_is_saved(tmp_path: Path, trained: Saved) -> None:
+    """A run that passed over checkpoint-5 as damaged and went on from step 1 keeps what it saves."""
+    for step in (1, 5, 2):
+        save(tmp_path, trained, step)
+    prune_checkpoints(tmp_path, 1, best_step=0, newest=2)
+    assert [step for step, _ in checkpoints(tmp_path)] == [2]

@@ -146,7 +146,9 @@ def records_of(options: Any, objective: Objective) -> Rows | list[Record]:
 
 def sinks_of(options: Any) -> list[Sink]:
     """Where metrics go besides the run's own file."""
-    sinks = []
+    sinks: list[Sink] = []
+    if not of_environment().first:  # of several processes one reports
+        return sinks
     if "tensorboard" in options.report_to:
         sinks.append(tensorboard_sink(options.out))
     if "wandb" in options.report_to:

@@ -14,6 +14,7 @@ Left out: folders with several adapters; base models whose files store matrices 
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import replace
@@ -34,8 +35,8 @@ from trueline.store import ADAPTER_CONFIG, adapter_base, write_atomic
 TENSORS = "adapter_model.safetensors"
 PREFIX = "base_model.model."
 FINGERPRINT = "base.json"
-COMPUTED = ("r", "lora_alpha", "lora_dropout", "use_rslora", "rank_pattern", "alpha_pattern")
-"""Keys of adapter_config.json that are fields of LoRAConfig."""
+COMPUTED = {"r": int, "lora_alpha": float, "lora_dropout": float, "use_rslora": bool, "rank_pattern": int, "alpha_pattern": float}
+"""Keys of adapter_config.json that are fields of LoRAConfig, and what their value is (of a pattern: its values)."""
 HARMLESS = (
     *(
         "peft_type",
@@ -224,6 +225,13 @@ def _config(folder: Path, name: str = ADAPTER_CONFIG) -> dict[str, Any]:
         raise ValueError(f"{path} is not valid JSON: fetch or write it again") from None
 
 
+def _is(value: Any, kind: type) -> bool:
+    """Whether JSON gave that kind: whole numbers count as numbers, truths do not, nor do NaN and infinity."""
+    if kind is float:
+        return type(value) in (int, float) and math.isfinite(value)
+    return type(value) is kind
+
+
 def _lora_config(raw: Mapping[str, Any], folder: Path) -> LoRAConfig:
     path = folder / ADAPTER_CONFIG
     if raw.get("peft_type") != "LORA":
@@ -236,6 +244,13 @@ def _lora_config(raw: Mapping[str, Any], folder: Path) -> LoRAConfig:
     for key, value in raw.items():
         if key not in (*COMPUTED, *HARMLESS) and value not in (None, False, "none", {}, []):
             raise ValueError(f"{path}: {key} = {value!r} cannot be computed, only plain LoRA can")
+    for key, kind in COMPUTED.items():
+        given = raw.get(key)
+        values = given.values() if key.endswith("_pattern") and isinstance(given, dict) else [given]
+        if given is not None and not all(_is(value, kind) for value in values):
+            raise ValueError(f"{path}: {key} = {given!r} is not what LoRA has there: fetch or write the file again")
+    if not isinstance(raw.get("modules_to_save") or [], list):
+        raise ValueError(f"{path}: modules_to_save = {raw['modules_to_save']!r} is no list of names")
     saved = tuple(m for m in raw.get("modules_to_save") or () if m != "classifier")  # PEFT names both of its heads
     fields = {key: raw[key] for key in COMPUTED if raw.get(key) is not None}
     try:

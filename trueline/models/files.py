@@ -30,6 +30,7 @@ from trueline.models.decoder import Decoder, ScalarModel
 from trueline.models.families import architecture_of, named
 from trueline.models.families.weights import Group, groups, stored_name
 from trueline.models.header import FLOATS, Stored, read_header
+from trueline.models.lora import LoRALinear
 from trueline.store import ADAPTER_CONFIG, adapter_base, write_atomic
 
 
@@ -50,6 +51,8 @@ def save_model(model: Decoder | ScalarModel, folder: str | Path, *, max_shard_by
 
     A classifier needs config.pad_token_id there to score a padded batch; it must not be a token that ends sequences.
     """
+    if any(isinstance(module, LoRALinear) for module in model.modules()):
+        raise ValueError(f"{folder}: the model has adapters: merge them first, or save them alone with save_adapter")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     scalar = isinstance(model, ScalarModel)

@@ -189,8 +189,14 @@ def frontier_plot(results: Mapping[str, Any]) -> str:
             color=colour,
             fmt="o",
         )
+        left = point["model"] == "dpo"  # best-of-n, which it may come close to, is labelled on the right
         axes.annotate(
-            point["label"], (point["kl"], point["score"]), xytext=(7, -11), textcoords="offset points", color=INK
+            point["label"],
+            (point["kl"], point["score"]),
+            xytext=(-7, 7) if left else (7, -11),
+            ha="right" if left else "left",
+            textcoords="offset points",
+            color=INK,
         )
     axes.margins(0.18)
     axes.set_xlabel("KL from SFT (nats per response)")

@@ -93,7 +93,7 @@ def adapt(policy: Model, config: TrainConfig, source: str) -> Adapted | None:
     (name,) = active
     if isinstance(policy, ScalarModel):
         keep_heads(policy, name)
-    base = source if fresh else (adapter_base(source) if Path(source).is_dir() else "") or refuse_fused(policy).source
+    base = source if fresh else (adapter_base(source) if source and Path(source).is_dir() else "") or refuse_fused(policy).source
     layers = sum(isinstance(w, LoRALinear) and name in w.scales for w in wrappers(policy).values())
     trained = sum(p.numel() for p in policy.parameters() if p.requires_grad)
     whole = sum(p.numel() for p in policy.parameters())

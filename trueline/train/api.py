@@ -34,7 +34,7 @@ from trueline.objectives.base import Objective
 from trueline.protocols import Crew
 from trueline.records import Row
 from trueline.run import Run, Sink
-from trueline.store import fingerprint
+from trueline.store import adapter_base, fingerprint
 from trueline.tokens import Tokenizer, load_tokenizer, preview
 from trueline.tokens.encode import row_key
 from trueline.tokens.preview import Segments
@@ -246,7 +246,8 @@ def resolve(
     """Options and data of a call, all read and encoded."""
     config = override(config or override(TrainConfig(), **objective.defaults), **overrides)
     folder = str(model) if isinstance(model, str | Path) else _decoder(model).source
-    if tokenizer is None and folder and not (Path(folder).is_dir() and not (Path(folder) / "tokenizer.json").is_file()):
+    has_none = Path(folder).is_dir() and not (Path(folder) / "tokenizer.json").is_file() and not adapter_base(folder)
+    if tokenizer is None and folder and not has_none:
         tokenizer = load_tokenizer(folder)
     given = encode(rows, objective, tokenizer, config.max_length, rejects)
     train_rows, held, notes = given.rows, list[Row](), given.lines(config.max_length)

@@ -2,7 +2,9 @@
 
     out/products.json      {"library": "onednn", "speedup": 1.9, "error": 9e-07}: what the probe found (models/products.py)
 
-Another choice changes the last bits, so a run that goes on keeps the one it began with, and all ranks take rank 0's.
+Another choice changes the last bits, so a run that goes on keeps the one it began with, and all ranks take rank 0's. One
+thing comes first: on a machine where oneDNN rounds, it is not used whatever the file says. The probe goes by time, so two
+runs on one machine may choose differently where oneDNN is about 1.2 times as fast.
 """
 
 from __future__ import annotations
@@ -12,8 +14,8 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from trueline.models.products import Choice, bf16_speedup, choose, products
-from trueline.run import Run
+from trueline.models.products import LARGEST_ERROR, bf16_speedup, choose, onednn_error, products
+from trueline.run import Run, read_json
 from trueline.store import write_atomic
 from trueline.train.config import TrainConfig
 from trueline.train.ranks import Ranks
@@ -37,12 +39,21 @@ def arithmetic(run: Run, config: TrainConfig, ranks: Ranks) -> Iterator[None]:
         yield
         return
     path = run.folder / FILE
-    known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
-    found = ranks.gather(known or (dataclasses.asdict(choose()) if ranks.first else None))[0]
-    choice = Choice(**found)
-    if ranks.first and known is None:
-        write_atomic(path, json.dumps(found) + "\n")
-    if choice.library != "default":
-        run.event(str(choice))
-    with products(choice.library):
+    known = read_json(path).get("library") if path.exists() else None
+    if known is None and ranks.first:
+        choice = choose()
+        write_atomic(path, json.dumps(dataclasses.asdict(choice)) + "\n")
+        known = choice.library
+        if known != "default":
+            run.event(str(choice))
+    wanted = ranks.gather(known)[0]
+    errors = ranks.gather(onednn_error() or 0.0) if wanted == "onednn" else [0.0]
+    if max(errors) > LARGEST_ERROR:
+        run.warn(
+            "products",
+            f"{path} says oneDNN, which rounds on this machine (error {max(errors):.0e}), so torch's default is used: "
+            "the run goes on, but does not repeat the bits of the machine that it began on",
+        )
+        wanted = "default"
+    with products("onednn" if wanted == "onednn" else "default"):
         yield

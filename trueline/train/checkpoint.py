@@ -134,11 +134,17 @@ def newest_checkpoint(folder: Path, say: Callable[[str], None]) -> Path | None:
     return None
 
 
-def prune_checkpoints(folder: Path, limit: int, best_step: int) -> None:
-    """Delete the oldest beyond `limit` (0 keeps all); the best one is kept on top."""
-    for step, path in checkpoints(folder)[limit:] if limit > 0 else []:
-        if step != best_step:
-            shutil.rmtree(path)
+def prune_checkpoints(folder: Path, limit: int, best_step: int, newest: int) -> None:
+    """Delete the oldest beyond `limit` (0 keeps all); the best one is kept on top.
+
+    What lies beyond `newest`, the one just saved, was passed over as damaged when the run went on, and goes first:
+    counted among the kept, it would push out whole ones.
+    """
+    there = checkpoints(folder)
+    whole = [(step, path) for step, path in there if step <= newest]
+    too_many = [(step, path) for step, path in whole[limit:] if step != best_step] if limit > 0 else []
+    for _, path in [*(one for one in there if one not in whole), *too_many]:
+        shutil.rmtree(path)
 
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

@@ -114,7 +114,7 @@ def run_loop(
             if (wants_save or stop or (state.ended and config.save.save_steps > 0)) and saved < state.step:
                 if ranks.first:
                     save_checkpoint(run.folder, model, optimizer, state, feed.state(), write_model)
-                    prune_checkpoints(run.folder, config.save.save_total_limit, state.best_step)
+                    prune_checkpoints(run.folder, config.save.save_total_limit, state.best_step, state.step)
                 saved = state.step
                 ranks.gather("saved")  # nobody goes on, or ends, before it is there
             if stop and not state.ended:

@@ -166,8 +166,11 @@ def others() -> Iterator[None]:
     """A connection that breaks says that another rank ended; why is that rank's to say."""
     try:
         yield
+    except torch.OutOfMemoryError:
+        raise
     except RuntimeError as error:
-        raise ValueError("another rank ended, so this one ends too: see what that one says") from error
+        said = str(error).strip().splitlines()[0] if str(error).strip() else "no reason given"
+        raise ValueError(f"another rank ended, so this one ends too: see what that one says ({said[:120]})") from error
 
 
 def buckets(model: nn.Module) -> Iterator[list[nn.Parameter]]:

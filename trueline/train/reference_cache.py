@@ -1,6 +1,6 @@
 """Reference log-probs on disk: computed once for a reference and a row, read by every later run.
 
-    folder/<fingerprint of the weights>/<name of its first row>.safetensors      row -> float32 [K]
+    folder/<fingerprint of the weights>/<hash of its rows' names>.safetensors      row -> float32 [K]
 
 A row's name is the hash of the very ids and flags that are scored: a change of tokenizer, template, length or text
 makes another name, so nothing in here can be stale. Shards are written whole or not at all; an unreadable one is
@@ -20,6 +20,7 @@ from safetensors.numpy import load_file, save
 
 from trueline.protocols import Scorer
 from trueline.records import Row
+from trueline.store import fingerprint as digest
 from trueline.store import write_atomic
 from trueline.tokens.encode import row_key
 
@@ -40,7 +41,7 @@ class CachedScorer:
             try:
                 self.known |= load_file(path)
             except SafetensorError:
-                path.unlink()
+                path.unlink(missing_ok=True)  # another process may have been faster
 
     def fill(self, rows: Sequence[Row], progress: Callable[[int], None] = lambda done: None) -> None:
         """Score what is missing, shard by shard in the order of the rows."""
@@ -52,7 +53,7 @@ class CachedScorer:
                 assert self.scorer is not None, "the reference is asked for rows that it was not given before training"
                 scores = self.scorer.score(list(missing.values()))
                 found = {name: np.asarray(score_K, np.float32) for name, score_K in zip(missing, scores, strict=True)}
-                write_atomic(self.folder / f"{next(iter(found))}.safetensors", save(found))
+                write_atomic(self.folder / f"{digest(sorted(found))}.safetensors", save(found))
                 self.known |= found
                 self.computed += len(found)
             progress(min(len(rows), start + SHARD))
