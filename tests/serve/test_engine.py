@@ -135,7 +135,7 @@ def test_a_prompt_is_computed_once_for_its_responses(
         lambda self, layout, cache=None: sizes.append(layout.num_tokens) or forward(self, layout, cache),
     )
     Engine(model).sample(prompts[:4], Sampling(max_new_tokens=3, n=4))
-    assert sizes == [sum(len(p) for p in prompts[:4]), 16, 16]
+    assert sizes[:3] == [sum(len(p) for p in prompts[:4]), 16, 16]  # what follows is the check against the training forward
 
 
 def test_more_responses_than_slots(model: Decoder, prompts: Prompts) -> None:
