@@ -47,7 +47,7 @@ def run(out: Path, steps: int, tests: int, rates: dict[int, tuple[float, ...]] =
     held = conversations([parts.test[i] for i in chosen], tokenizer)
     encoded = encode(held, SFT(), tokenizer, MAX_LENGTH).rows
     whole = Budget(rows=64, tokens=8192)
-    start = evaluate(SFT(), load_model(base_model_dir()), encoded, Crew(), False, whole)["eval_loss"]
+    start = evaluate(SFT(), load_model(base_model_dir()), encoded, Crew(), False, whole)[0]["eval_loss"]
     found = {
         rank: [loss_of(out / f"r{rank}-{rate:g}", rows, held, steps=steps, rate=rate, rank=rank) for rate in some]
         for rank, some in rates.items()
