@@ -14,7 +14,7 @@ def test_the_choice_is_as_exact_as_float32_and_undone_afterwards() -> None:
     chosen = choose()
     assert torch.get_float32_matmul_precision() == before
     a, b = torch.randn(300, 700), torch.randn(700, 200)
-    with products(chosen.library):
+    with products(chosen.backend):
         found = a @ b
     exact = a.double() @ b.double()
     assert float((found - exact).abs().max() / exact.abs().max()) < 2e-6
@@ -29,13 +29,13 @@ def test_neither_speed_nor_exactness_decides_alone(monkeypatch, error, seconds, 
     monkeypatch.setattr(room, "_error", lambda a, b: error)
     monkeypatch.setattr(room, "_seconds", lambda run: seconds if torch.get_float32_matmul_precision() == "medium" else 1.0)
     monkeypatch.setattr(room.torch, "equal", lambda a, b: False)
-    assert choose().library == expected
+    assert choose().backend == expected
 
 
 def test_a_flag_without_effect_is_not_set(monkeypatch) -> None:
     monkeypatch.setattr(room.torch, "equal", lambda a, b: True)
     monkeypatch.setattr(room, "_seconds", lambda run: pytest.fail("nothing to time"))
-    assert choose().library == "default"
+    assert choose().backend == "default"
 
 
 def test_bf16_speedup_is_a_ratio_of_times(monkeypatch) -> None:

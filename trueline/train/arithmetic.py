@@ -1,6 +1,6 @@
 """How a run's matrix products are computed on a CPU: decided at its start, kept in its folder, said in its events.
 
-    out/products.json      {"library": "onednn", "speedup": 1.9, "error": 9e-07}: what the probe found (models/products.py)
+    out/products.json      {"backend": "onednn", "speedup": 1.9, "error": 9e-07}: what the probe found (models/products.py)
 
 Another choice changes the last bits, so a run that goes on keeps the one it began with, and all ranks take rank 0's. One
 thing comes first: on a machine where oneDNN rounds, it is not used whatever the file says. The probe goes by time, so two
@@ -25,7 +25,7 @@ FILE = "products.json"
 
 @contextmanager
 def arithmetic(run: Run, config: TrainConfig, ranks: Ranks) -> Iterator[None]:
-    """Float32 products by the library that suits this processor; a word where bfloat16 was asked for and does not pay."""
+    """Float32 products by the backend that suits this processor; a word where bfloat16 was asked for and does not pay."""
     if config.device != "cpu":
         yield
         return
@@ -39,11 +39,11 @@ def arithmetic(run: Run, config: TrainConfig, ranks: Ranks) -> Iterator[None]:
         yield
         return
     path = run.folder / FILE
-    known = read_json(path).get("library") if path.exists() else None
+    known = read_json(path).get("backend") if path.exists() else None
     if known is None and ranks.first:
         choice = choose()
         write_atomic(path, json.dumps(dataclasses.asdict(choice)) + "\n")
-        known = choice.library
+        known = choice.backend
         if known != "default":
             run.event(str(choice))
     wanted = ranks.gather(known)[0]
