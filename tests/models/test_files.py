@@ -174,3 +174,11 @@ def test_reward_model_from_a_language_model(tiny: Any, tmp_path: Path) -> None:
     assert fingerprint(load_scalar_model(tmp_path / "rm")) == fingerprint(model)
     with pytest.raises(ValueError, match="use load_scalar_model"):
         load_model(tmp_path / "rm")
+
+
+def test_a_config_that_names_another_family_is_not_saved(tmp_path: Path) -> None:
+    shape = {key: value for key, value in RAW.items() if key != "architectures"}
+    model = new_model(DecoderConfig(model_type="qwen3", qk_norm=False, **shape))
+    with pytest.raises(ValueError, match=r"self_attn.k_norm.weight is a weight .* qwen3"):
+        save_model(model, tmp_path / "out")
+    assert not (tmp_path / "out").exists()

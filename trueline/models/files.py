@@ -54,12 +54,12 @@ def save_model(model: Decoder | ScalarModel, folder: str | Path, *, max_shard_by
     if any(isinstance(module, LoRALinear) for module in model.modules()):
         raise ValueError(f"{folder}: the model has adapters: merge them first, or save them alone with save_adapter")
     folder = Path(folder)
+    decoder = model.decoder if isinstance(model, ScalarModel) else model
+    head, c = "scalar" if isinstance(model, ScalarModel) else "tokens", decoder.config
+    raw = c.to_hf(head=head, dtype=next(model.parameters()).dtype)
+    _refuse_other_weights(decoder, DecoderConfig.from_hf(raw))
     folder.mkdir(parents=True, exist_ok=True)
-    scalar = isinstance(model, ScalarModel)
-    c = model.decoder.config if isinstance(model, ScalarModel) else model.config
-    _write_json(
-        folder / "config.json", c.to_hf(head="scalar" if scalar else "tokens", dtype=next(model.parameters()).dtype)
-    )
+    _write_json(folder / "config.json", raw)
     ids = {"bos_token_id": c.bos_token_id, "eos_token_id": c.to_hf()["eos_token_id"], "pad_token_id": c.pad_token_id}
     _write_json(folder / "generation_config.json", {k: v for k, v in ids.items() if v is not None})
     state = model.state_dict()
@@ -68,6 +68,19 @@ def save_model(model: Decoder | ScalarModel, folder: str | Path, *, max_shard_by
         stored |= zip(group.stored, group.join([state[name] for name in group.ours]), strict=True)
     _write_tensors(folder, stored, max_shard_bytes)
     return folder
+
+
+def _refuse_other_weights(decoder: Decoder, read_back: DecoderConfig) -> None:
+    """A config made in Python may name a family that has other weights: its folder could not be loaded again."""
+    with torch.device("meta"):
+        again = Decoder(read_back)
+    names = {name for name, _ in decoder.named_parameters()} ^ {name for name, _ in again.named_parameters()}
+    names -= {"lm_head.weight"}  # a classifier has none
+    if names:
+        raise ValueError(
+            f"{min(names)} is a weight of this model or of a {read_back.model_type} model, not of both: give DecoderConfig the "
+            "model_type that it describes (qwen3 has qk_norm, qwen2 has qkv_bias, llama has neither)"
+        )
 
 
 def load_model(source: str | Path, *, dtype: torch.dtype = torch.float32, device: str = "cpu") -> Decoder:
