@@ -49,7 +49,7 @@ class Case(NamedTuple):
 
 def step(model: Decoder, layout: Layout, equal_weights: bool) -> float:
     model.zero_grad()
-    loss = -token_logps(model(layout), model.head_weight, layout, equal_weights=equal_weights).logps_N.mean()
+    loss = -model.token_logps(layout, equal_weights=equal_weights).logps_N.mean()
     loss.backward()
     return float(loss.detach())
 
@@ -96,8 +96,7 @@ def head_case(tokens: int, width: int, vocabulary: int, equal_weights: bool) -> 
     def run(fused: bool) -> float:
         hidden_TD.grad = weight_VD.grad = None
         if fused:
-            where = (torch.arange(tokens), targets_T)
-            loss = -token_logps(hidden_TD, weight_VD, where, equal_weights=equal_weights).logps_N.mean()
+            loss = -token_logps(hidden_TD, weight_VD, targets_T, equal_weights=equal_weights).logps_N.mean()
         else:
             loss = cross_entropy(hidden_TD @ weight_VD.T, targets_T)
         loss.backward()

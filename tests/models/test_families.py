@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +11,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-import trueline
 from trueline.models.attention import Layout, Rule, _attend_generic, attend
 from trueline.models.config import DecoderConfig
 from trueline.models.decoder import Decoder, ScalarModel
 from trueline.models.families import FAMILIES
 from trueline.models.families.weights import groups
 from trueline.models.files import fingerprint, load_model, load_scalar_model, save_model
-from trueline.models.head import token_logps
 from trueline.records import Row, Sampling
 from trueline.serve.engine import Engine
 
@@ -31,7 +28,7 @@ def row_of(ids: list[np.ndarray]) -> Row:
 def graded(model: Decoder, layout: Layout, weights_N: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
     """Log-probs of the scored tokens, and all gradients of their weighted sum."""
     model.zero_grad()
-    logps_N = token_logps(model(layout), model.head_weight, layout, cap=model.logit_cap).logps_N
+    logps_N = model.token_logps(layout).logps_N
     (logps_N * weights_N[: len(logps_N)]).sum().backward()
     return logps_N.detach(), {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
 
@@ -91,9 +88,7 @@ def test_sampled_logps_equal_trainers(decoder: Any, sequences: Any) -> None:
             ids = np.concatenate((drawn.prompt_ids, drawn.ids))
             layout = Layout.packed([ids], [np.arange(len(ids)) >= len(drawn.prompt_ids)])
             with torch.no_grad():
-                logps_N = token_logps(
-                    model(layout), model.head_weight, layout, temperature=0.7, cap=model.logit_cap
-                ).logps_N
+                logps_N = model.token_logps(layout, temperature=0.7).logps_N
             torch.testing.assert_close(torch.from_numpy(drawn.logps), logps_N, atol=1e-5, rtol=0)
 
 
@@ -234,16 +229,22 @@ def test_more_layers_than_tensors(decoder: Any, tmp_path: Path) -> None:
         load_model(tmp_path)
 
 
-def test_every_head_is_given_the_cap() -> None:
-    """token_logps over a model's head without its cap would score Gemma 2 wrongly, and say nothing."""
-    calls = [
-        f"{path.name}:{node.lineno}"
-        for path in Path(trueline.__file__).parent.rglob("*.py")
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
-        if isinstance(node, ast.Call) and ast.unparse(node.func) == "token_logps"
-        if "head_weight" in ast.unparse(node) and not any(keyword.arg == "cap" for keyword in node.keywords)
-    ]
-    assert not calls
+def test_wanted_positions_only(family: str, decoder: Any, sequences: Any) -> None:
+    """What the last layer leaves out changes nothing of the rest: outputs and gradients, repeats included, recomputed or not."""
+    model, layout = decoder(family), Layout.packed(sequences(6, [9, 14]))
+    wanted_N = torch.tensor([3, 0, 22, 3, 17])
+    upstream_ND = torch.randn(5, model.config.hidden_size, generator=torch.Generator().manual_seed(1))
+    found = []
+    for asked, recompute in ((False, False), (True, False), (True, True)):
+        model.zero_grad()
+        model.activation_checkpointing = recompute
+        hidden_ND = model(layout, wanted_N=wanted_N) if asked else model(layout)[wanted_N]
+        (hidden_ND * upstream_ND).sum().backward()
+        grads = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+        found.append((hidden_ND.detach(), grads))
+    for hidden_ND, grads in found[1:]:
+        torch.testing.assert_close(hidden_ND, found[0][0], atol=1e-5, rtol=0)
+        torch.testing.assert_close(grads, found[0][1], atol=1e-5 * float(found[0][1].abs().max()), rtol=0)
 
 
 def test_scalar_models_are_of_the_hidden_state(decoder: Any, sequences: Any) -> None:

@@ -31,7 +31,7 @@ def test_head_equals_log_softmax(temperature: float, cap: float | None) -> None:
     hidden_TD.grad = weight_VD.grad = None
     for chunk_bytes in (4 * 13 * 7, 1 << 20):
         scores = token_logps(
-            hidden_TD, weight_VD, (rows_N, targets_N), temperature=temperature, cap=cap, chunk_bytes=chunk_bytes
+            hidden_TD[rows_N], weight_VD, targets_N, temperature=temperature, cap=cap, chunk_bytes=chunk_bytes
         )
         hidden_TD.grad = weight_VD.grad = None
         (scores.logps_N * upstream_N).sum().backward()
@@ -47,13 +47,13 @@ def test_equal_weights_is_a_hint_only(kept: bool, cap: float | None) -> None:
     """The gradient formed in the forward pass, when the promise is kept and when it is broken."""
     torch.manual_seed(1)
     hidden_TD, weight_VD = torch.randn(20, 8, requires_grad=True), torch.randn(13, 8, requires_grad=True)
-    where = torch.randint(0, 20, (50,)), torch.randint(0, 13, (50,))
+    rows_N, targets_N = torch.randint(0, 20, (50,)), torch.randint(0, 13, (50,))
     upstream_N = torch.full((50,), -0.3) if kept else torch.randn(50)
     grads = []
     for hint in (False, True):
         hidden_TD.grad = weight_VD.grad = None
         scores = token_logps(
-            hidden_TD, weight_VD, where, temperature=0.8, cap=cap, equal_weights=hint, chunk_bytes=4 * 13 * 7
+            hidden_TD[rows_N], weight_VD, targets_N, temperature=0.8, cap=cap, equal_weights=hint, chunk_bytes=4 * 13 * 7
         )
         (scores.logps_N * upstream_N).sum().backward()
         grads.append((hidden_TD.grad.clone(), weight_VD.grad.clone()))
@@ -64,7 +64,7 @@ def test_equal_weights_is_a_hint_only(kept: bool, cap: float | None) -> None:
 def test_head_of_nothing() -> None:
     hidden_TD, weight_VD = torch.randn(4, 8, requires_grad=True), torch.randn(13, 8)
     nothing = torch.zeros(0, dtype=torch.long)
-    token_logps(hidden_TD, weight_VD, (nothing, nothing)).logps_N.sum().backward()
+    token_logps(hidden_TD[nothing], weight_VD, nothing).logps_N.sum().backward()
     assert float(hidden_TD.grad.abs().sum()) == 0
 
 

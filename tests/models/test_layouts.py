@@ -13,7 +13,6 @@ from torch import Tensor
 
 from trueline.models.attention import Layout, _attend_generic, attend, common_prefix, tree_tokens
 from trueline.models.decoder import Decoder
-from trueline.models.head import token_logps
 from trueline.records import Row
 
 
@@ -37,7 +36,7 @@ def check(model: Decoder, rows: list[Row], layout: Layout) -> None:
     expected_N = one_by_one(model, rows, weights)
     expected = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
     model.zero_grad()
-    logps_N = token_logps(model(layout), model.head_weight, layout).logps_N
+    logps_N = model.token_logps(layout).logps_N
     (logps_N * weights[: len(logps_N)]).sum().backward()
     torch.testing.assert_close(logps_N.detach(), expected_N, atol=1e-5, rtol=0)
     largest = max(float(g.abs().max()) for g in expected.values())
@@ -136,7 +135,7 @@ def test_modules_equal_fused(tiny: Any, sequences: Any) -> None:
         for fused in (True, False):
             model.fused = fused
             model.zero_grad()
-            token_logps(model(layout), model.head_weight, layout).logps_N.sum().backward()
+            model.token_logps(layout).logps_N.sum().backward()
             grads.append({n: p.grad.clone() for n, p in model.named_parameters()})
         largest = max(float(g.abs().max()) for g in grads[1].values())
         for name, expected in grads[1].items():
@@ -146,10 +145,9 @@ def test_modules_equal_fused(tiny: Any, sequences: Any) -> None:
 def test_bf16_autocast_is_close(tiny: Any, sequences: Any) -> None:
     layout = Layout.packed(sequences(7, [30, 20]))
     model = tiny()
-    exact_N = token_logps(model(layout), model.head_weight, layout).logps_N
+    exact_N = model.token_logps(layout).logps_N
     with torch.autocast("cpu", torch.bfloat16):
-        hidden_TD = model(layout)
-        rough_N = token_logps(hidden_TD, model.head_weight, layout).logps_N
+        rough_N = model.token_logps(layout).logps_N
     rough_N.sum().backward()
     assert rough_N.dtype == torch.float32 and model.embed_tokens.weight.grad.dtype == torch.float32
     assert 0 < float((rough_N - exact_N).detach().abs().max()) < 0.1

@@ -15,7 +15,6 @@ import torch
 from recipes.llama2c import convert, read_tokenizer, read_weights, rehearse
 from trueline.models.attention import Layout
 from trueline.models.files import load_model
-from trueline.models.head import token_logps
 from trueline.records import Sampling
 from trueline.serve.engine import Engine
 from trueline.tokens.tokenizer import load_tokenizer
@@ -43,7 +42,7 @@ def test_logits_equal_the_reference(stories: Any) -> None:
     layout = Layout.packed([ids])
     with torch.no_grad():
         first = model.logits(torch.tensor([reference["bos"]]))[0]
-        logps_N = token_logps(model(layout), model.head_weight, layout, cap=model.logit_cap).logps_N
+        logps_N = model.token_logps(layout).logps_N
     torch.testing.assert_close(first, torch.tensor(reference["logits_after_bos"]), atol=1e-4, rtol=0)
     torch.testing.assert_close(logps_N, torch.tensor(reference["next_token_logprob"]), atol=1e-4, rtol=0)
 

@@ -108,14 +108,12 @@ def test_config_keys_of_older_transformers(tmp_path: Path, families: Any, theirs
 @pytest.mark.parametrize("variant", ["qwen3", "gemma2", "gemma3", "olmo2", "granite", "stablelm"])
 def test_gradients_equal_transformers(variant: str, families: Any, tmp_path: Path, theirs: Any, sequences: Any) -> None:
     """Every parameter that the files store on its own; those of fused matrices are compared in test_families."""
-    from trueline.models.head import token_logps
-
     reference = theirs(*families[variant])
     reference.save_pretrained(tmp_path)
     ours = load_model(tmp_path)
     x = sequences(2, [30])[0]
     layout = Layout.packed([x])
-    token_logps(ours(layout), ours.head_weight, layout, cap=ours.logit_cap).logps_N.sum().backward()
+    ours.token_logps(layout).logps_N.sum().backward()
     ids = torch.from_numpy(x).long()[None]
     logps = reference(ids).logits[0, :-1].log_softmax(-1)
     logps[np.arange(29), ids[0, 1:]].sum().backward()

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from trueline.models.attention import Layout
+from trueline.models.head import TokenScores, token_logps
 from trueline.objectives.base import Budget
 from trueline.objectives.dpo import DPO
 from trueline.protocols import Crew
@@ -39,8 +40,6 @@ class Table(nn.Module):
         ).float()
         logits[:, 0] = -30.0  # the prompt's token is not a response token
         self.logits = nn.Parameter(logits)
-        self.register_buffer("head_weight", torch.eye(VOCAB))
-        self.logit_cap = None
 
     def forward(self, layout: Layout) -> Tensor:
         state = np.zeros(layout.num_tokens, dtype=np.int64)
@@ -52,6 +51,9 @@ class Table(nn.Module):
                 code = code * VOCAB + int(ids[place])
                 state[place] = code
         return self.logits[torch.from_numpy(state) % VOCAB**LONGEST]
+
+    def token_logps(self, layout: Layout) -> TokenScores:
+        return token_logps(self(layout)[layout.predicted_by_N], torch.eye(VOCAB), layout.targets_N)
 
 
 class Exact:

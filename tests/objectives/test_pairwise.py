@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from trueline.models.attention import Layout
+from trueline.models.head import TokenScores, token_logps
 from trueline.objectives.base import Batch, Budget
 from trueline.objectives.dpo import DPO, hinge_loss, ipo_loss, sigmoid_loss, smooth, unflip
 from trueline.objectives.pairs import pairs_of
@@ -166,16 +167,14 @@ def test_bradley_terry_recovers_rewards_up_to_a_constant() -> None:
 
 
 class Uniform(nn.Module):
-    """A policy of fixed logits per last token; its head is the identity."""
+    """A policy of fixed logits per last token."""
 
     def __init__(self) -> None:
         super().__init__()
         self.logits = nn.Parameter(torch.tensor([[0.0] * 10] * 10))
-        self.register_buffer("head_weight", torch.eye(10))
-        self.logit_cap = None
 
-    def forward(self, layout: Layout) -> Tensor:
-        return self.logits[layout.ids_T]
+    def token_logps(self, layout: Layout) -> TokenScores:
+        return token_logps(self.logits[layout.ids_T[layout.predicted_by_N]], torch.eye(10), layout.targets_N)
 
 
 def test_dpo_starts_at_ln_2_and_pushes_the_right_way() -> None:

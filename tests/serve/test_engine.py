@@ -14,7 +14,6 @@ import trueline.serve.engine as engine_module
 from trueline.models.attention import Layout
 from trueline.models.decoder import Decoder
 from trueline.models.files import new_model
-from trueline.models.head import token_logps
 from trueline.records import TEXT, Message, Sample, Sampling
 from trueline.serve.engine import Engine
 from trueline.serve.request import Event
@@ -29,7 +28,7 @@ def training_logps(model: Decoder, sample: Sample, temperature: float) -> np.nda
     scored = np.arange(len(ids)) >= len(sample.prompt_ids)
     layout = Layout.packed([ids], [scored])
     with torch.no_grad():
-        return token_logps(model(layout), model.head_weight, layout, temperature=temperature).logps_N.numpy()
+        return model.token_logps(layout, temperature=temperature).logps_N.numpy()
 
 
 def drain(engine: Engine) -> list[Event]:
@@ -132,7 +131,7 @@ def test_a_prompt_is_computed_once_for_its_responses(
     monkeypatch.setattr(
         Decoder,
         "forward",
-        lambda self, layout, cache=None: sizes.append(layout.num_tokens) or forward(self, layout, cache),
+        lambda self, layout, *rest, **named: sizes.append(layout.num_tokens) or forward(self, layout, *rest, **named),
     )
     Engine(model).sample(prompts[:4], Sampling(max_new_tokens=3, n=4))
     assert sizes[:3] == [sum(len(p) for p in prompts[:4]), 16, 16]  # what follows is the check against the training forward

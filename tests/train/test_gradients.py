@@ -12,7 +12,6 @@ import torch
 
 from trueline.models.attention import Layout
 from trueline.models.decoder import Decoder, ScalarModel
-from trueline.models.head import token_logps
 from trueline.objectives.base import Budget
 from trueline.objectives.dpo import DPO
 from trueline.objectives.next_token import NextToken
@@ -64,14 +63,16 @@ class Alone(torch.nn.Module):
     def __init__(self, decoder: Decoder, rows: list[Row]):
         super().__init__()
         self.decoder, self.ids, self.config = decoder, [ids for row in rows for ids in row.ids], decoder.config
-        self.neftune_alpha, self.logit_cap = 0.0, decoder.logit_cap
+        self.neftune_alpha = 0.0
+
+    token_logps = Decoder.token_logps
 
     @property
     def head_weight(self) -> torch.Tensor:
         return self.decoder.head_weight
 
-    def forward(self, layout: Layout) -> torch.Tensor:
-        return torch.cat([self.decoder(Layout.packed([ids])) for ids in self.ids])
+    def forward(self, layout: Layout, wanted_N: torch.Tensor) -> torch.Tensor:
+        return torch.cat([self.decoder(Layout.packed([ids])) for ids in self.ids])[wanted_N]
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -141,7 +142,7 @@ def test_packed_equals_one_by_one(decoder: Callable[..., Decoder], text_rows: Ro
     total = sum(int(row.scored[0].sum()) for row in rows)
     for row in rows:
         layout = Layout.packed(row.ids, row.scored)
-        (-token_logps(model(layout), model.head_weight, layout).logps_N.sum() / total).backward()
+        (-model.token_logps(layout).logps_N.sum() / total).backward()
     alone = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
     assert (packed - alone).abs().max() <= 1e-5 * alone.abs().max()
 

@@ -3,10 +3,12 @@
     ids_T -> embedding -> [norm -> attention -> norm -> + -> norm -> MLP -> norm -> +] x layers -> norm -> hidden_TD
 
 One forward computes every family of families/: the config says which norms there are and of which kind, how heads are
-normed and rotated, which layers have a window, and what is scaled or capped. The head is not applied: `token_logps`
-does it for the scored tokens only. Names are those of Llama's files less "model.".
+normed and rotated, which layers have a window, and what is scaled or capped. The head is applied by `token_logps`, to
+what predicts scored tokens only; behind its attention the last layer computes no other positions either. Names are those of
+Llama's files less "model.".
 
-Legend: T tokens, D width, F inner width, H query heads, G key-value heads, E width of a head, V vocabulary.
+Legend: T tokens, N positions whose outputs are wanted, D width, F inner width, H query heads, G key-value heads, E width
+of a head, V vocabulary.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from torch.utils.checkpoint import checkpoint
 from trueline.models import fused as fused_blocks
 from trueline.models.attention import Cache, Layout, Rule, attend
 from trueline.models.config import DecoderConfig
+from trueline.models.head import TokenScores, token_logps
 from trueline.models.rope import rope
 
 Turn = tuple[Tensor, Tensor] | None
@@ -159,7 +162,10 @@ class Layer(nn.Module):
             and (config.hidden_act, config.gated_mlp, config.residual_multiplier) == ("silu", True, 1.0)
         )
 
-    def forward(self, x_TD: Tensor, turn: Turn, layout: Layout, cache: Cache | None, fused: bool) -> Tensor:
+    def forward(
+        self, x_TD: Tensor, turn: Turn, layout: Layout, cache: Cache | None, fused: bool, wanted_N: Tensor | None = None
+    ) -> Tensor:
+        """The stream behind this layer; with `wanted_N` at these positions only: nobody attends to the last layer's output."""
         attention, mlp, norm = self.self_attn, self.mlp, self.input_layernorm
         projections = attention.q_proj, attention.k_proj, attention.v_proj
         if fused and attention.fusible and isinstance(norm, Norm) and _plain(*projections):
@@ -167,6 +173,8 @@ class Layer(nn.Module):
         else:
             q_THE, k_TGE, v_TGE = attention.project(norm(x_TD), turn)
         seen_THE = attend(q_THE, k_TGE, v_TGE, layout, cache, attention.layer, attention.rule)
+        if wanted_N is not None:
+            x_TD, seen_THE = x_TD.index_select(0, wanted_N), seen_THE.index_select(0, wanted_N)
         out_TD = self.attention_output_norm(attention.o_proj(seen_THE.flatten(1)))
         before_TD, x_TD = x_TD, torch.add(x_TD, out_TD, alpha=self.multiplier)
 
@@ -215,16 +223,12 @@ class Decoder(nn.Module):
         return self.embed_tokens.weight if self.config.tie_word_embeddings else self.lm_head.weight
 
     @property
-    def logit_cap(self) -> float | None:
-        """The soft cap of the logits, which `token_logps` takes, or None."""
-        return self.config.final_logit_softcapping
-
-    @property
     def device(self) -> torch.device:
         return self.embed_tokens.weight.device
 
-    def forward(self, layout: Layout, cache: Cache | None = None) -> Tensor:
-        """Hidden states after the final norm [T, D]; times the head's weight, and capped, they are the logits."""
+    def forward(self, layout: Layout, cache: Cache | None = None, wanted_N: Tensor | None = None) -> Tensor:
+        """Hidden states after the final norm [T, D], or [N, D] of the positions `wanted_N`, indices into the flat stream that
+        may repeat; times the head's weight, and capped, they are the logits."""
         config = self.config
         self._refuse_longer(layout.max_length)
         x_TD = embedding(layout.ids_T, self.embed_tokens.weight)
@@ -241,10 +245,11 @@ class Decoder(nn.Module):
             sliding_turn = rope(config, layout.positions_T, sliding=True)
         for number, layer in enumerate(self.layers):
             angles = turn if config.window(number) is None else sliding_turn
+            wanted = wanted_N if number == len(self.layers) - 1 else None
             if self.activation_checkpointing and torch.is_grad_enabled():
-                x_TD = checkpoint(layer, x_TD, angles, layout, cache, self.fused, use_reentrant=False)
+                x_TD = checkpoint(layer, x_TD, angles, layout, cache, self.fused, wanted, use_reentrant=False)
             else:
-                x_TD = layer(x_TD, angles, layout, cache, self.fused)
+                x_TD = layer(x_TD, angles, layout, cache, self.fused, wanted)
         hidden_TD = self.norm(x_TD)
         return hidden_TD if config.logits_scaling == 1.0 else hidden_TD / config.logits_scaling
 
@@ -261,8 +266,15 @@ class Decoder(nn.Module):
 
     def head(self, hidden_TD: Tensor) -> Tensor:
         """Logits [T, V] of hidden states; training uses token_logps, which never holds them all."""
-        logits_TV = linear(hidden_TD, self.head_weight)
-        return logits_TV if self.logit_cap is None else (logits_TV / self.logit_cap).tanh() * self.logit_cap
+        logits_TV, cap = linear(hidden_TD, self.head_weight), self.config.final_logit_softcapping
+        return logits_TV if cap is None else (logits_TV / cap).tanh() * cap
+
+    def token_logps(self, layout: Layout, *, temperature: float = 1.0, equal_weights: bool = False) -> TokenScores:
+        """Log-probabilities of the layout's scored tokens, in its order; options as of head.token_logps."""
+        return token_logps(
+            self(layout, wanted_N=layout.predicted_by_N), self.head_weight, layout.targets_N, temperature=temperature,
+            cap=self.config.final_logit_softcapping, equal_weights=equal_weights,
+        )  # fmt: skip
 
     def logits(self, ids: Tensor) -> Tensor:
         """Logits of every position, ids [L] -> [L, V] or [B, L] -> [B, L, V]."""
@@ -294,6 +306,7 @@ class ScalarModel(nn.Module):
 
     def forward(self, layout: Layout) -> Tensor:
         """Scores [S], float32."""
-        hidden_SD = self.decoder(layout)[layout.last_S] * self.decoder.config.logits_scaling  # which is for logits only
+        hidden_SD = self.decoder(layout, wanted_N=layout.last_S)
+        hidden_SD = hidden_SD * self.decoder.config.logits_scaling  # which is for logits only
         with torch.autocast(hidden_SD.device.type, enabled=False):  # bfloat16 would round the differences that count
             return self.score(hidden_SD.to(self.score.weight.dtype)).squeeze(1).float()

@@ -1,13 +1,13 @@
 """The language-model head: log-probabilities of the scored tokens, without ever holding all their logits.
 
-    hidden_TD --rows predicted_by_N--> hidden_CD x weight_VD -> logits_CV -> logps_N, correct_N, entropy_N
+    hidden_ND --chunks of rows--> hidden_CD x weight_VD -> logits_CV -> logps_N, correct_N, entropy_N
 
 Forward and backward walk over chunks of C rows. The forward keeps one log-normaliser per token and the backward computes
 a chunk's logits once more, unless all probabilities together are small enough to keep. A loss that weighs all tokens
 equally (next-token, SFT) can say so: then the forward computes the gradient of the sum while a chunk's probabilities are
 at hand, and the backward only scales it. Under bfloat16 autocast the products run in bfloat16, the softmax in float32.
 
-Legend: T positions, N scored tokens, D width, V vocabulary, C rows of a chunk.
+Legend: N scored tokens, D width, V vocabulary, C rows of a chunk.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from trueline.models.fused import accumulate, like, product_dtype, zeros
-from trueline.models.layout import Layout
 
 
 class TokenScores(NamedTuple):
@@ -34,25 +33,23 @@ class TokenScores(NamedTuple):
 
 
 def token_logps(
-    hidden_TD: Tensor,
+    hidden_ND: Tensor,
     weight_VD: Tensor,
-    where: Layout | tuple[Tensor, Tensor],
+    targets_N: Tensor,
     *,
     temperature: float = 1.0,
     cap: float | None = None,
     equal_weights: bool = False,
     chunk_bytes: int = 0,
 ) -> TokenScores:
-    """Scores the tokens that `where` (a Layout, or predicted_by_N and targets_N) names.
+    """Scores each target by the hidden state that predicts it.
 
-    `cap` bends the logits smoothly into (-cap, cap), before the temperature: Gemma 2's final soft cap, 2408.00118; pass
-    the model's `logit_cap`.
+    `cap` bends the logits smoothly into (-cap, cap), before the temperature: Gemma 2's final soft cap, 2408.00118.
     `equal_weights` promises a loss that is a multiple of logps_N.sum(): one product of four is saved in training. A
     broken promise costs time, never correctness. `chunk_bytes` bounds the logits held at a time, and the probabilities
     kept for the backward pass; 0 takes 64 MB on a CPU and 256 MB elsewhere, and at least 64 rows.
     """
-    predicted_by_N, targets_N = (where.predicted_by_N, where.targets_N) if isinstance(where, Layout) else where
-    on_cpu, row_bytes = hidden_TD.device.type == "cpu", 4 * weight_VD.shape[0]
+    on_cpu, row_bytes = hidden_ND.device.type == "cpu", 4 * weight_VD.shape[0]
     limit = chunk_bytes or (64 << 20 if on_cpu else 256 << 20)
     rows = max(1 if chunk_bytes else 64, limit // row_bytes)
     if on_cpu and not chunk_bytes:
@@ -61,8 +58,7 @@ def token_logps(
     keep = not early and cap is None and len(targets_N) * row_bytes <= limit
     needs_gradient = torch.is_grad_enabled()
     return TokenScores(*_Head.apply(
-        hidden_TD, weight_VD, predicted_by_N, targets_N, temperature, cap, rows, early and needs_gradient,
-        keep and needs_gradient,
+        hidden_ND, weight_VD, targets_N, temperature, cap, rows, early and needs_gradient, keep and needs_gradient,
     ))  # fmt: skip
 
 
@@ -77,17 +73,20 @@ def _logits(hidden_CD: Tensor, weight_VD: Tensor, temperature: float, cap: float
 
 
 class _Gradients:
-    """Sums of the gradients of hidden and weight over chunks; either may be unwanted."""
+    """Gradients of hidden states and weight, chunk by chunk; either may be unwanted."""
 
-    def __init__(self, hidden_TD: Tensor, weight_VD: Tensor, product: torch.dtype, needed: tuple[bool, ...]) -> None:
+    def __init__(self, hidden_ND: Tensor, weight_VD: Tensor, product: torch.dtype, needed: tuple[bool, ...]) -> None:
         self.weight = weight_VD.to(product)
-        self.hidden_sum = torch.zeros_like(hidden_TD) if needed[0] else None
+        self.hidden = torch.empty_like(hidden_ND) if needed[0] else None
         self.weight_sum = zeros(weight_VD, needed[1])
 
-    def add(self, slope_CV: Tensor, hidden_CD: Tensor, rows_C: Tensor) -> None:
+    def add(self, slope_CV: Tensor, hidden_CD: Tensor, c: slice) -> None:
         slope_CV = slope_CV.to(self.weight.dtype)
-        if self.hidden_sum is not None:
-            self.hidden_sum.index_add_(0, rows_C, (slope_CV @ self.weight).to(self.hidden_sum.dtype))
+        if self.hidden is not None:
+            if self.hidden.dtype == slope_CV.dtype:
+                torch.mm(slope_CV, self.weight, out=self.hidden[c])
+            else:
+                self.hidden[c] = slope_CV @ self.weight
         accumulate(self.weight_sum, slope_CV, hidden_CD)
 
 
@@ -95,9 +94,8 @@ class _Head(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
-        hidden_TD: Tensor,
+        hidden_ND: Tensor,
         weight_VD: Tensor,
-        predicted_by_N: Tensor,
         targets_N: Tensor,
         temperature: float,
         cap: float | None,
@@ -105,17 +103,17 @@ class _Head(torch.autograd.Function):
         early: bool,
         keep: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        ctx.product, ctx.temperature, ctx.cap, ctx.rows = product_dtype(hidden_TD), temperature, cap, rows
+        ctx.product, ctx.temperature, ctx.cap, ctx.rows = product_dtype(hidden_ND), temperature, cap, rows
         early, keep = (wanted and any(ctx.needs_input_grad) for wanted in (early, keep))
         kept: list[Tensor] = []
-        sums = _Gradients(hidden_TD, weight_VD, ctx.product, ctx.needs_input_grad if early else (False, False))
-        logps_N, entropy_N, normalizers_N = (hidden_TD.new_empty(len(targets_N), dtype=torch.float32) for _ in range(3))
+        grads = _Gradients(hidden_ND, weight_VD, ctx.product, ctx.needs_input_grad if early else (False, False))
+        logps_N, entropy_N, normalizers_N = (hidden_ND.new_empty(len(targets_N), dtype=torch.float32) for _ in range(3))
         correct_N = torch.empty_like(targets_N, dtype=torch.bool)
-        with torch.autocast(hidden_TD.device.type, enabled=False):
+        with torch.autocast(hidden_ND.device.type, enabled=False):
             for i in range(0, len(targets_N), rows):
                 c = slice(i, i + rows)
-                hidden_CD = hidden_TD.index_select(0, predicted_by_N[c]).to(ctx.product)
-                logits_CV = _logits(hidden_CD, sums.weight, temperature, cap)
+                hidden_CD = hidden_ND[c].to(ctx.product)
+                logits_CV = _logits(hidden_CD, grads.weight, temperature, cap)
                 largest_C1 = logits_CV.amax(1, keepdim=True)
                 logits_CV -= largest_C1  # 0 at the most likely token
                 target_C = logits_CV.gather(1, targets_N[c, None]).squeeze(1)
@@ -129,37 +127,36 @@ class _Head(torch.autograd.Function):
                 if early:
                     slope_CV = odds_CV.div_((total_C * -temperature)[:, None])
                     slope_CV.scatter_add_(1, targets_N[c, None], torch.full_like(target_C[:, None], 1 / temperature))
-                    sums.add(slope_CV, hidden_CD, predicted_by_N[c])
+                    grads.add(slope_CV, hidden_CD, c)
                 elif keep:
                     kept.append(odds_CV.div_(total_C[:, None]))
         ctx.early, ctx.kept = early, kept
-        ctx.save_for_backward(hidden_TD, weight_VD, predicted_by_N, targets_N, normalizers_N)
-        ctx.sums = sums if early else None
+        ctx.save_for_backward(hidden_ND, weight_VD, targets_N, normalizers_N)
+        ctx.grads = grads if early else None
         ctx.mark_non_differentiable(correct_N, entropy_N)
         return logps_N, correct_N, entropy_N
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_N: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
-        hidden_TD, weight_VD, predicted_by_N, targets_N, normalizers_N = ctx.saved_tensors
+        hidden_ND, weight_VD, targets_N, normalizers_N = ctx.saved_tensors
         if ctx.early and len(grad_N) and bool((grad_N == grad_N[0]).all()):
-            sums, scale = ctx.sums, grad_N[0]
-            parts = [None if s is None else s * scale for s in (sums.hidden_sum, sums.weight_sum)]
-            return like(parts[0], hidden_TD), like(parts[1], weight_VD), None, None, None, None, None, None, None
-        sums = _Gradients(hidden_TD, weight_VD, ctx.product, ctx.needs_input_grad)
+            parts = [None if g is None else g * grad_N[0] for g in (ctx.grads.hidden, ctx.grads.weight_sum)]
+            return like(parts[0], hidden_ND), like(parts[1], weight_VD), None, None, None, None, None, None
+        grads = _Gradients(hidden_ND, weight_VD, ctx.product, ctx.needs_input_grad)
         for number, i in enumerate(range(0, len(grad_N), ctx.rows)):
             c = slice(i, i + ctx.rows)
-            hidden_CD = hidden_TD.index_select(0, predicted_by_N[c]).to(ctx.product)
+            hidden_CD = hidden_ND[c].to(ctx.product)
             scale_C1, bend_CV = grad_N[c, None].float() / ctx.temperature, None
             if ctx.kept:
                 slope_CV = ctx.kept[number] * -scale_C1
             else:
-                slope_CV = _logits(hidden_CD, sums.weight, ctx.temperature, ctx.cap)
+                slope_CV = _logits(hidden_CD, grads.weight, ctx.temperature, ctx.cap)
                 if ctx.cap is not None:
                     bend_CV = 1 - (slope_CV * (ctx.temperature / ctx.cap)) ** 2  # tanh' = 1 - tanh^2
                 slope_CV.sub_(normalizers_N[c, None]).exp_().mul_(-scale_C1)
             slope_CV.scatter_add_(1, targets_N[c, None], scale_C1)
             if bend_CV is not None:
                 slope_CV.mul_(bend_CV)
-            sums.add(slope_CV, hidden_CD, predicted_by_N[c])
-        return sums.hidden_sum, like(sums.weight_sum, weight_VD), None, None, None, None, None, None, None
+            grads.add(slope_CV, hidden_CD, c)
+        return grads.hidden, like(grads.weight_sum, weight_VD), None, None, None, None, None, None

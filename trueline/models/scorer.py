@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from trueline.models.attention import Layout, tree_tokens
 from trueline.models.decoder import Decoder, ScalarModel
 from trueline.models.files import fingerprint
-from trueline.models.head import token_logps
 from trueline.records import Row
 
 
@@ -33,13 +32,7 @@ class PolicyScorer:
         """For each row float32 [K]."""
 
         def sums(layout: Layout) -> Tensor:
-            logps_N = token_logps(
-                self.model(layout),
-                self.model.head_weight,
-                layout,
-                temperature=self.temperature,
-                cap=self.model.logit_cap,
-            ).logps_N
+            logps_N = self.model.token_logps(layout, temperature=self.temperature).logps_N
             return logps_N.new_zeros(layout.num_sequences).index_add_(0, layout.sequence_of_N, logps_N)
 
         return _score(self.model, rows, sums, self.max_tokens, self.bf16)

@@ -18,7 +18,6 @@ import numpy as np
 from torch import Tensor, nn
 
 from trueline.models.attention import Layout, tree_tokens
-from trueline.models.head import token_logps
 from trueline.protocols import Crew
 from trueline.records import Row
 
@@ -128,9 +127,7 @@ def scored_tokens(rows: Sequence[Row]) -> dict[str, float]:
 
 def cross_entropy(model: Any, batch: Batch) -> Losses:
     """Sum of -log p over the scored tokens of a language model, with accuracy and entropy per token."""
-    scores = token_logps(
-        model(batch.layout), model.head_weight, batch.layout, cap=model.logit_cap, equal_weights=True
-    )
+    scores = model.token_logps(batch.layout, equal_weights=True)
     count = float(len(scores.logps_N))
     metrics = {
         "mean_token_accuracy": (scores.correct_N.float().sum(), count),

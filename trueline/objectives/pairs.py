@@ -23,7 +23,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trueline.models.head import token_logps
 from trueline.objectives.base import Batch
 from trueline.protocols import Crew
 from trueline.records import Row
@@ -113,7 +112,7 @@ def with_reference_logps(rows: Sequence[Row], crew: Crew) -> Sequence[Row]:
 def policy_and_ratios(model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
     """log pi [S] of each response, summed over its tokens, and log pi - log pi_ref [S]; both with gradient."""
     layout = batch.layout
-    logps_N = token_logps(model(layout), model.head_weight, layout, cap=model.logit_cap).logps_N
+    logps_N = model.token_logps(layout).logps_N
     logps_S = logps_N.new_zeros(layout.num_sequences).index_add(0, layout.sequence_of_N, logps_N)
     return logps_S, logps_S - numbers_of(batch.rows, "reference_logps", logps_S.device)
 

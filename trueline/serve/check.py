@@ -18,7 +18,6 @@ import torch
 
 from trueline.models.attention import Layout
 from trueline.models.decoder import Decoder
-from trueline.models.head import token_logps
 from trueline.records import Sample
 
 TOKENS = 512
@@ -63,9 +62,7 @@ def compare(model: Decoder, samples: Iterable[Sample]) -> Agreement:
             break
         ids = np.concatenate((sample.prompt_ids, sample.ids))
         layout = Layout.packed([ids], [np.arange(len(ids)) >= len(sample.prompt_ids)]).to(model.device)
-        scores = token_logps(
-            model(layout), model.head_weight, layout, temperature=sample.temperature or 1.0, cap=model.logit_cap
-        )
+        scores = model.token_logps(layout, temperature=sample.temperature or 1.0)
         apart_N = scores.logps_N.float().cpu() - torch.from_numpy(sample.logps)
         difference = max(difference, float(apart_N.abs().nan_to_num(nan=torch.inf).max()))
         compared += len(sample.ids)

@@ -187,7 +187,7 @@ class Engine:
             [0] * len(starts),
             device=str(device),
         )
-        hidden_SD = self.model(layout, cache)[layout.last_S]
+        hidden_SD = self.model(layout, cache, layout.last_S)
         placed: list[tuple[int, Running]] = []
         for start in starts:
             request = start.request
