@@ -46,17 +46,21 @@ from trueline.tokens.encode import encode_prompt, row_key
 from trueline.train import train
 
 RATES = (1e-4, 2e-4, 4e-4)
+RATE_PAIRS = 320
+"""Pairs that each rate is tried on: enough to tell the rates apart, at a third of the cost."""
 LENGTH = 256
 """Tokens of a dialogue; what is older is cut away, since the last turns are what the replies answer."""
 PROMPT_LEAST = 48
 """Tokens of the prompt that stay however long the reply is."""
 ROWS_PER_STEP = 8
-SETS: dict[str, tuple[str, Any, dict[str, str] | None]] = {
-    "tulu1": ("tulu1_human", "preference", None),
-    "pandalm": ("pandalm_human", ("annotator1", "annotator2", "annotator3"), None),
-    "llmbar": ("llmbar", "subset", {"1": "first", "2": "second"}),
+SETS: dict[str, tuple[str, int, tuple[str, ...], dict[str, str] | None]] = {
+    "hh": ("hh_harmless_base_test", 900, (), None),
+    "tulu1": ("tulu1_human", 224, ("preference",), None),
+    "pandalm": ("pandalm_human", 224, ("annotator1", "annotator2", "annotator3"), None),
+    "llmbar": ("llmbar", 224, ("subset",), {"1": "first", "2": "second"}),
 }
-"""Name -> file, the column that tells its pairs apart, the meaning of its verdicts."""
+"""Name -> file, tokens of the longest response (longer ones lose their ends, both of a pair at the same length), the columns that tell
+its pairs apart, the meaning of its verdicts."""
 QUESTION = "My neighbour plays loud music every night. What should I do?"
 
 
@@ -84,7 +88,7 @@ def trim(row: Row, length: int, response_most: int) -> tuple[Row, int, int]:
 
 
 def read_pairs(
-    path: Path, tokenizer: Tokenizer, *, length: int, response_most: int, verdict: dict[str, str] | None = None
+    path: Path, tokenizer: Tokenizer, response_most: int, verdict: dict[str, str] | None
 ) -> tuple[list[Pair], dict[str, Any]]:
     """The pairs of a file, and what became of its rows."""
     rows, stats, pairs = read_rows(path, Comparison, chat=True, verdict=verdict), EncodeStats(), list[Pair]()
@@ -94,7 +98,7 @@ def read_pairs(
         row = encode_comparison(record, tokenizer, 8192, stats)
         if row is None:
             continue
-        row, prompt, response = trim(row, length, response_most)
+        row, prompt, response = trim(row, LENGTH, response_most)
         if all(np.array_equal(row.ids[0], ids) for ids in row.ids):
             stats.dropped["responses are equal where they are cut"] += 1
             continue
@@ -143,7 +147,7 @@ def choose_rate(start: Path, pairs: Sequence[Pair], out: Path, seed: int, steps:
     """The rate of the least loss on a fifth of fold 0's training pairs; no pair of fold 0 is looked at."""
     inside = [pair for pair in pairs if fold(pair) != 0]
     held = [pair for pair in inside if fold_of(pair.text.group, 5, "inner ") == 0]
-    rest = [pair for pair in inside if fold_of(pair.text.group, 5, "inner ") != 0]
+    rest = [pair for pair in inside if fold_of(pair.text.group, 5, "inner ") != 0][:RATE_PAIRS]
     losses = {}
     for rate in RATES:
         model = reward_model(start, rest, out / f"{rate:g}", rate, seed, steps)
@@ -228,42 +232,45 @@ def run(data: Path, out: Path, base: Path, *, only: int | None, extra: int, seed
     """All stages, the dear ones last; returns the tables."""
     english, instructions = tokens
     sft = start(data, out / "start", base, english_tokens=english, sft_tokens=instructions, seed=seed, steps=steps)
-    tokenizer = load_tokenizer(sft)
-    hh, about = read_pairs(data / "preference/hh_harmless_base_test.jsonl.gz", tokenizer, length=LENGTH, response_most=1024)
-    abouts = [about]
+    sets, abouts = read_sets(data, out, load_tokenizer(sft))
+    write_atomic(out / "rows.json", json.dumps(abouts, indent=1))
+    hh = sets.pop("hh")
     settings = Settings(rate=choose_rate(sft, hh, out / "rates", seed, steps), seed=seed, steps=steps)
-    print(f"{about}\nreward models with learning rate {settings.rate:g}")
+    print(f"reward models with learning rate {settings.rate:g}")
     crossed(sft, hh, out / "folds", range(FOLDS) if only is None else [only], settings)
     if only is not None:
         return f"fold {only} is done: {out / 'folds' / str(only)}"
     prefer(sft, hh, out / "dpo", settings)
-    keep(hh, [""] * len(hh), out / "pairs/hh.json")
-    sets = {}
-    for name, (file, column, verdict) in SETS.items():
+    helpfulness(sft, sets, out / "helpful", settings)
+    some = range(min(extra, FOLDS))
+    crossed(base, hh, out / "unread", some, settings)
+    for share in (0.5, 0.25):
+        crossed(sft, hh, out / f"curve/{share:g}", some, settings, share)
+    harmless = reward_model(sft, hh, out / "harmless", settings.rate, seed, steps)
+    for name, pairs in sets.items():
+        gaps(harmless, pairs, out / f"harmless/{name}.json")
+    return report(out)
+
+
+def read_sets(data: Path, out: Path, tokenizer: Tokenizer) -> tuple[dict[str, list[Pair]], list[dict[str, Any]]]:
+    """The pairs of every set, kept for the report, and what became of their files' rows."""
+    sets, abouts = {}, []
+    for name, (file, response_most, column, verdict) in SETS.items():
         path = data / f"preference/{file}.jsonl.gz"
-        pairs, about = read_pairs(path, tokenizer, length=384, response_most=320, verdict=verdict)
+        pairs, about = read_pairs(path, tokenizer, response_most, verdict)
         rows = jsonl(path)
-        notes = [[rows[p.line - 1][one] for one in column] if isinstance(column, tuple) else rows[p.line - 1][column] for p in pairs]
+        notes = [[rows[p.line - 1].get(one, "") for one in column] for p in pairs]
         if name == "llmbar":  # its other subsets are human judgements on other sets' questions
-            usable = [n for n, subset in enumerate(notes) if subset.startswith("LLMBar")]
+            usable = [n for n, (subset,) in enumerate(notes) if subset.startswith("LLMBar")]
             pairs, notes = [pairs[n] for n in usable], [notes[n] for n in usable]
         keep(pairs, notes, out / f"pairs/{name}.json")
         sets[name] = pairs
         abouts.append(about | {"pairs": len(pairs)})
-    write_atomic(out / "rows.json", json.dumps(abouts, indent=1))
-    helpfulness(sft, sets, out / "helpful", settings)
-    harmless = reward_model(sft, hh, out / "harmless", settings.rate, seed, steps)
-    for name, pairs in sets.items():
-        gaps(harmless, pairs, out / "harmless" / f"{name}.json")
-    some = range(min(extra, FOLDS))
-    crossed(base, hh, out / "unread", some, settings)
-    for share in (0.25, 0.5):
-        crossed(sft, hh, out / "curve" / f"{share:g}", some, settings, share)
-    return report(out)
+    return sets, abouts
 
 
 def keep(pairs: Sequence[Pair], notes: Sequence[Any], path: Path) -> None:
-    """What the report reads: group, first, second, preferred, and a column of the file."""
+    """What the report reads: group, first, second, preferred, and columns of the file."""
     rows = [[p.text.group, p.text.first, p.text.second, p.text.preferred, note] for p, note in zip(pairs, notes, strict=True)]
     write_atomic(path, json.dumps(rows))
 

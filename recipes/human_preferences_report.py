@@ -58,13 +58,22 @@ def gathered(out: Path, stages: Sequence[str], pairs: Sequence[TextPair], folds:
     return gap_N
 
 
+def whole(out: Path, name: str, count: int) -> np.ndarray:
+    """Gaps [N] out of one file; NaN where the stage was not run."""
+    return np.array(read(out / name)) if (out / name).exists() else np.full(count, np.nan)
+
+
+def share(gap_N: np.ndarray, groups: Sequence[str]) -> str:
+    """How often the preferred response is ahead."""
+    return "not run" if np.isnan(gap_N).any() else percent(bootstrap_mean(right(gap_N), groups))
+
+
 def shown(name: str, gap_N: np.ndarray, pairs: Sequence[TextPair]) -> str:
     """A row under HEAD."""
     found = pair_calibration(gap_N)
-    share = bootstrap_mean(right(gap_N), [pair.group for pair in pairs])
     return (
-        f"| {name} | {len(pairs):,} | {percent(share)} | {found.nll:.3f} | {found.reliability.ece:.3f} | {found.null_ece:.3f} | "
-        f"{found.temperature:.2f} |"
+        f"| {name} | {len(pairs):,} | {share(gap_N, [pair.group for pair in pairs])} | {found.nll:.3f} | "
+        f"{found.reliability.ece:.3f} | {found.null_ece:.3f} | {found.temperature:.2f} |"
     )
 
 
@@ -97,7 +106,7 @@ def harmless(out: Path, pairs: Sequence[TextPair], abouts: Sequence[dict[str, An
     words_N, length_N = out_of_fold(table_NV, pairs), out_of_fold(length_differences(pairs), pairs, penalty=1.0)
     both_N = combined([reward_N, words_N], fold_N)
     lost = abouts[0]["rows"] - len(pairs)
-    whole = (float(right(reward_N).sum()) + lost / 2) / abouts[0]["rows"], (float(right(words_N).sum()) + lost / 2) / abouts[0]["rows"]
+    of_all = [(float(right(gap_N).sum()) + lost / 2) / abouts[0]["rows"] for gap_N in (reward_N, words_N)]
     good, bad = strongest(table_NV, pairs, vocabulary)
     lines = [
         "## HH harmless pairs, five folds", "", HEAD,
@@ -106,8 +115,8 @@ def harmless(out: Path, pairs: Sequence[TextPair], abouts: Sequence[dict[str, An
         "", compared("reward model", reward_N, "bag of words", words_N, pairs),
         compared("both", both_N, "bag of words", words_N, pairs),
         compared("both", both_N, "reward model", reward_N, pairs),
-        f"all {abouts[0]['rows']:,} rows, the {lost} that cannot be read counted as half right: reward model {whole[0]:.1%}, bag of words "
-        f"{whole[1]:.1%}",
+        f"all {abouts[0]['rows']:,} rows, the {lost} that cannot be read counted as half right: reward model {of_all[0]:.1%}, bag of words "
+        f"{of_all[1]:.1%}",
         "folds: " + ", ".join(f"{right(reward_N[fold_N == k]).mean():.1%}" for k in range(FOLDS)) + "; bag of words "
         + ", ".join(f"{right(words_N[fold_N == k]).mean():.1%}" for k in range(FOLDS)),
         f"words for a response: {', '.join(good)}; against it: {', '.join(bad)}",
@@ -120,13 +129,13 @@ def harmless(out: Path, pairs: Sequence[TextPair], abouts: Sequence[dict[str, An
         where = np.flatnonzero(~np.isnan(gathered(out, [f"unread/{k}" for k in range(FOLDS)], pairs, FOLDS)) & ~np.isnan(arm_N))
         if not len(where):
             continue
-        some, group = arm_N[where], [pairs[n].group for n in where]
+        some, same = arm_N[where], [pairs[n] for n in where]
         lines.append(
-            f"| {name} | {len(set(fold_N[where]))} | {len(where)} | {percent(bootstrap_mean(right(some), group))} | "
+            f"| {name} | {len(set(fold_N[where]))} | {len(where)} | {share(some, [pair.group for pair in same])} | "
             f"{np.logaddexp(0, -some).mean():.3f} |"
         )
         if stage != "folds":
-            lines[-1] += f" {compared('as above', reward_N[where], 'this', some, [pairs[n] for n in where]).split(';')[0]} |"
+            lines[-1] += f" {compared('as above', reward_N[where], 'this', some, same).split(';')[0]} |"
         else:
             lines[-3] += " paired |"
             lines[-2] += "---|"
@@ -156,12 +165,11 @@ def helpful(out: Path) -> list[str]:
         "llmbar": features_NV[len(both) :] @ (inside.T @ a_N),
     }  # fmt: skip
     for name, (pairs, notes) in sets.items():
-        if name == "llmbar":
-            half = [np.array(read(out / f"helpful/{k}/llmbar.json")) for k in (0, 1)]
-            gap_N = half[0] + half[1]
+        if name == "llmbar":  # seen by neither half
+            gap_N = whole(out, "helpful/0/llmbar.json", len(pairs)) + whole(out, "helpful/1/llmbar.json", len(pairs))
         else:
             gap_N = gathered(out, ["helpful/0", "helpful/1"], pairs, 2, name)
-        harmless_N = np.array(read(out / f"harmless/{name}.json"))
+        harmless_N = whole(out, f"harmless/{name}.json", len(pairs))
         length_N = length_differences(pairs)[:, 0]
         kinds = [kind_of(name, note) for note in notes]
         decided = [n for n, pair in enumerate(pairs) if pair.preferred != 0.5]
@@ -170,21 +178,21 @@ def helpful(out: Path) -> list[str]:
             if not some:
                 continue
             group = [pairs[n].group for n in some]
-            cells = [percent(bootstrap_mean(right(x[some]), group)) for x in (gap_N, harmless_N, words[name], length_N)]
+            cells = [share(x[some], group) for x in (gap_N, harmless_N, words[name], length_N)]
             lines.append(f"| {name}{', ' + kind if kind else ', all'} | {len(some)} | {' | '.join(cells)} |")
     lines += ["", agreement_of_three(sets["pandalm"][1]), agreement_of_two(*sets["tulu1"])]
     return lines
 
 
-def kind_of(name: str, note: Any) -> str:
+def kind_of(name: str, note: Sequence[Any]) -> str:
     """What sets pairs apart: the grade, how many annotators agree, the subset."""
     match name:
         case "tulu1":
-            return "tie" if note == "tie" else "slightly better" if "slightly" in note else "clearly better"
+            return "tie" if note[0] == "tie" else "slightly better" if "slightly" in note[0] else "clearly better"
         case "pandalm":
             return "three agree" if len(set(note)) == 1 else "two of three or fewer"
         case "llmbar":
-            return note.removeprefix("LLMBar/")
+            return note[0].removeprefix("LLMBar/")
     return ""
 
 
@@ -195,10 +203,10 @@ def agreement_of_three(votes: Sequence[Sequence[int]]) -> str:
     return f"pandalm: two annotators who both choose agree in {same / max(1, len(both)):.1%} of {len(both):,} cases"
 
 
-def agreement_of_two(pairs: Sequence[TextPair], grades: Sequence[str]) -> str:
+def agreement_of_two(pairs: Sequence[TextPair], notes: Sequence[Sequence[str]]) -> str:
     """The same for what was judged twice: by the same two texts."""
     seen: defaultdict[tuple[str, ...], list[str]] = defaultdict(list)
-    for pair, grade in zip(pairs, grades, strict=True):
+    for pair, (grade,) in zip(pairs, notes, strict=True):
         if grade != "tie":
             seen[pair.group, *sorted((pair.first, pair.second))].append(pair.first)
     both = [(a, b) for firsts in seen.values() for a, b in combinations(firsts, 2)]
@@ -208,6 +216,8 @@ def agreement_of_two(pairs: Sequence[TextPair], grades: Sequence[str]) -> str:
 
 def dpo(out: Path, pairs: Sequence[TextPair]) -> list[str]:
     """DPO on four folds, its implicit reward on the fifth, and what became of its replies."""
+    if not (out / "dpo/measured.json").exists():
+        return []
     found, inside = read(out / "dpo/measured.json"), [pair for pair in pairs if fold_of(pair.group, FOLDS) == 0]
     before, after = np.array(found["reference_logps"]), np.array(found["policy_logps"])
     moved = after - before
@@ -283,7 +293,7 @@ def rehearse(folder: Path) -> None:
     """Made-up gaps of a few pairs."""
     rng = np.random.default_rng(0)
     texts = [(f"question {i}", f"sorry {i}", f"yes {i} yes", 1.0) for i in range(60)]
-    notes = {"hh": "", "tulu1": "a-is-better", "pandalm": [1, 1, 2], "llmbar": "LLMBar/Natural"}
+    notes = {"hh": [], "tulu1": ["a-is-better"], "pandalm": [1, 1, 2], "llmbar": ["LLMBar/Natural"]}
     files: dict[str, Any] = {f"pairs/{name}.json": [[*text, note] for text in texts] for name, note in notes.items()}
     drawn = Counter(fold_of(text[0], FOLDS) for text in texts)
     halves = Counter(fold_of(text[0], 2) for text in texts)

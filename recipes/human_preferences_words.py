@@ -2,7 +2,7 @@
 
     python -m recipes.human_preferences_words --data pairs.jsonl
 
-    P(first preferred) = sigmoid(w . (words of the first - words of the second))
+    P(first preferred) = sigmoid(w . (x(first) - x(second)))        x: log(1 + count) of every word
 
 Any file of pairs that Trueline reads will do. Accuracy is out of fold: no opening question is in two folds, and the strength of the
 L2 penalty is chosen by cross-validation inside the training folds. Beside it, the difference of lengths alone. Ties are trained on as
@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import math
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -80,8 +81,8 @@ def words(text: str) -> Counter[str]:
 
 
 def word_differences(pairs: Sequence[TextPair]) -> tuple[np.ndarray, list[str]]:
-    """[N, V] counts in the first response minus counts in the second, and the words. A word that the training pairs do not have
-    gets no weight from them, so the columns may be those of all pairs."""
+    """[N, V] log(1 + count) in the first response minus the same in the second, and the words. A word that the training pairs do not
+    have gets no weight from them, so the columns may be those of all pairs."""
     counts = [(words(pair.first), words(pair.second)) for pair in pairs]
     vocabulary = sorted({word for both in counts for one in both for word in one})
     column = {word: v for v, word in enumerate(vocabulary)}
@@ -89,7 +90,7 @@ def word_differences(pairs: Sequence[TextPair]) -> tuple[np.ndarray, list[str]]:
     for n, both in enumerate(counts):
         for sign, one in zip((1, -1), both, strict=True):
             for word, count in one.items():
-                table_NV[n, column[word]] += sign * count
+                table_NV[n, column[word]] += sign * math.log1p(count)
     return table_NV, vocabulary
 
 
