@@ -106,6 +106,35 @@ def directory_fingerprint(path: str | Path) -> str:
     return fingerprint({file.relative_to(root).as_posix(): file_fingerprint(file) for file in files})
 
 
+FILES: dict[str, tuple[str, ...]] = {
+    "model": ("*.json", "*.safetensors", "*.jinja", "tokenizer.model"),
+    "config": ("config.json", ADAPTER_CONFIG),
+    "tokenizer": ("tokenizer*", "special_tokens_map.json", "chat_template*", "generation_config.json", ADAPTER_CONFIG),
+}
+"""What is fetched from the hub, by what it is for; the first includes the others."""
+
+
+def local_folder(name: str | Path, what: str = "model", where: str = "") -> Path:
+    """The folder of a model: the one of that name, or the hub's download of the FILES that `what` names.
+
+    `where` begins the sentence (ValueError) when there is none.
+    """
+    if Path(name).is_dir():
+        return Path(name)
+    name = str(name)
+    if name.count("/") != 1 or name.startswith((".", "/", "~")):
+        raise ValueError(f"{where}{name}: no such directory, and not a hub id (owner/name).")
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=list(FILES[what])))
+    except (OSError, ValueError) as error:  # offline, unknown name, no access, a name the hub does not allow
+        raise ValueError(
+            f"{where}{name}: no such directory, and the hub did not give a {what} of that name ({type(error).__name__}): "
+            "check the path, or the name and the network."
+        ) from error
+
+
 def adapter_base(folder: str | Path) -> str:
     """The folder or hub id of the base model of an adapter's folder; "" for any other folder.
 

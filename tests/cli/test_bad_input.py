@@ -101,7 +101,7 @@ def test_models(dpo: Callable[..., str], copy: Path, tmp_path: Path) -> None:
     assert "config.json is not valid JSON" in dpo(model=copy)
     (copy / "config.json").unlink()
     assert "config.json is missing" in dpo(model=copy)
-    assert dpo(model="./nowhere") == "There is no directory ./nowhere."
+    assert dpo(model="./nowhere") == "./nowhere: no such directory, and not a hub id (owner/name)."
 
 
 @pytest.mark.parametrize(
@@ -134,14 +134,30 @@ def test_pickled_weights_are_not_opened(name: str, dpo: Callable[..., str], copy
     assert not (copy / "harm").exists()
 
 
-def test_tokenizers(dpo: Callable[..., str], trueline: Trueline, copy: Path, pairs: Path, tmp_path: Path) -> None:
+def test_tokenizers(
+    dpo: Callable[..., str], trueline: Trueline, copy: Path, pairs: Path, file: Callable[..., Path], tmp_path: Path
+) -> None:
     """More ids than the embedding has rows is an error; fewer are usual, where the embedding is padded."""
-    from trueline.tokens import train_tokenizer
+    from trueline.models.files import load_scalar_model, save_model
+    from trueline.tokens import load_tokenizer, train_tokenizer
 
     names = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", *(f"<|{number}|>" for number in range(100)), "<|pad|>")
     train_tokenizer(["a b"], vocab_size=360, specials=names).save(copy)
     said = dpo(model=copy)
     assert "the tokenizer has ids up to 359" in said and "ends at 3" in said and "use the model's own tokenizer" in said
+    answers = file("answers.jsonl", [{"prompt": "Count.", "responses": ["One, two.", "Seven."]}])
+    judge = tmp_path / "judge"
+    save_model(load_scalar_model(copy), judge)
+    load_tokenizer(copy).save(judge)
+    for verb in (
+        ("generate", "Hi", "--model", copy),
+        ("sample", "--model", copy, "--data", pairs, "--out", tmp_path / "drawn.jsonl"),
+        ("eval", "--model", copy, "--data", pairs),
+        ("eval", "--model", judge, "--data", pairs),
+        ("judge", "--judge", judge, "--data", answers, "--out", tmp_path / "judged.jsonl"),
+    ):
+        code, _, complaint = trueline(*verb)
+        assert code == 2 and "the tokenizer has ids up to 359" in complaint and "Traceback" not in complaint, verb
     train_tokenizer(["a b"], vocab_size=262).save(copy)
     words = ("dpo", "--model", copy, "--data", pairs, "--out", tmp_path / "fewer", "--max_steps", 1)
     assert trueline(*words)[0] == 0

@@ -24,8 +24,8 @@ from trueline.train.optim import adamw
 from trueline.train.state import TrainState
 
 SHAPE = DecoderConfig(
-    vocab_size=300, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1,
-    head_dim=8, qk_norm=True, tie_word_embeddings=True, pad_token_id=3, eos_token_id=0,
+    model_type="qwen3", vocab_size=300, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
+    num_key_value_heads=1, head_dim=8, qk_norm=True, tie_word_embeddings=True, pad_token_id=3, eos_token_id=0,
 )  # fmt: skip
 CHAT = Conversation(
     messages=(Message(role="user", content="Hi there", train=False), Message(role="assistant", content="Hello."))

@@ -154,21 +154,11 @@ def make_loud(model: torch.nn.Module, seed: int = 0) -> None:
 
 @pytest.fixture(scope="session")  # property tests, too, can take it: every call makes a new model
 def tiny() -> Any:
-    """tiny(**fields) -> a small decoder with loud weights."""
+    """tiny(**fields) -> a Qwen3 of the shape that all variants have, with loud weights."""
 
     def make(**fields: Any) -> Decoder:
-        config = dict(
-            vocab_size=61,
-            hidden_size=32,
-            intermediate_size=48,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            head_dim=8,
-            qk_norm=True,
-            tie_word_embeddings=True,
-        )
-        model = new_model(DecoderConfig(**{**config, **fields}), seed=1)
+        config = {**SMALL, "model_type": "qwen3", "qk_norm": True, "head_dim": 8, "tie_word_embeddings": True, **fields}
+        model = new_model(DecoderConfig(**config), seed=1)
         make_loud(model)
         return model
 

@@ -83,7 +83,8 @@ def test_windows(raw: dict[str, Any], windows: tuple[int | None, ...]) -> None:
     [{}, {"sliding_window": 16}, {"rope_scaling": {"rope_type": "linear", "factor": 2.0}}, {"eos_token_id": (1, 2)}],
 )
 def test_config_round_trip(fields: dict[str, Any]) -> None:
-    config = DecoderConfig(**{k: v for k, v in RAW.items() if k != "architectures"}, qk_norm=True, **fields)
+    shape = {k: v for k, v in RAW.items() if k != "architectures"}
+    config = DecoderConfig(**shape, model_type="qwen3", qk_norm=True, **fields)
     assert DecoderConfig.from_hf(json.loads(json.dumps(config.to_hf()))) == config
 
 
@@ -165,7 +166,7 @@ def test_new_models(tiny: Any) -> None:
 
 
 def test_reward_model_from_a_language_model(tiny: Any, tmp_path: Path) -> None:
-    save_model(tiny(tie_word_embeddings=False), tmp_path / "lm")
+    save_model(tiny(tie_word_embeddings=False, pad_token_id=None), tmp_path / "lm")
     model = load_scalar_model(tmp_path / "lm", pad_token_id=3)
     assert model.score.weight.shape == (1, 32) and float(model.score.weight.detach().abs().sum()) > 0
     save_model(model, tmp_path / "rm")

@@ -26,8 +26,9 @@ def decoder() -> Callable[..., Decoder]:
     def make(seed: int = 0, vocab_size: int = VOCAB) -> Decoder:
         return new_model(
             DecoderConfig(
-                vocab_size=vocab_size, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
-                num_key_value_heads=1, head_dim=16, qk_norm=True, tie_word_embeddings=True, pad_token_id=0, eos_token_id=1,
+                model_type="qwen3", vocab_size=vocab_size, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+                num_attention_heads=2, num_key_value_heads=1, head_dim=16, qk_norm=True, tie_word_embeddings=True,
+                pad_token_id=0, eos_token_id=1,
             ),
             seed,
         )  # fmt: skip

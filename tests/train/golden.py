@@ -45,8 +45,8 @@ def weights(head: str, jitter: float = 0.0) -> Decoder | ScalarModel:
     """20,000 parameters. `jitter` 1 moves each by at most half of float32's spacing: what one rounding does."""
     rng, noise = np.random.default_rng(0), np.random.default_rng(1)
     decoder = Decoder(DecoderConfig(
-        vocab_size=VOCAB, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
-        num_key_value_heads=1, head_dim=16, qk_norm=True, tie_word_embeddings=True, pad_token_id=0, eos_token_id=1,
+        model_type="qwen3", vocab_size=VOCAB, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+        num_attention_heads=2, num_key_value_heads=1, head_dim=16, qk_norm=True, tie_word_embeddings=True, pad_token_id=0, eos_token_id=1,
     ))  # fmt: skip
     model: Any = decoder if head == "tokens" else ScalarModel(decoder)
     with torch.no_grad():

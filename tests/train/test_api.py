@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -87,6 +88,50 @@ def test_rows_read_once_and_trained_on_twice_keep_their_rejects_in_each_run(file
         out = train(SFT(), files / "model", rows, out=files / name, max_length=48, **FAST)
         assert [row["line"] for row in read_lines(out / "rejects.jsonl")] == [61]
     assert not list(files.glob(".*.rejects.jsonl"))
+
+
+def test_rejects_of_a_killed_run_are_not_kept(files: Path) -> None:
+    """What SIGKILL left beside the folder is not added to."""
+    (files / ".sft.rejects.jsonl").write_text('{"reason": "of a run that was killed"}\n')
+    with open(files / "chat.jsonl", "a", encoding="utf-8") as file:
+        turns = [{"role": "user", "content": "the cat " * 60}, {"role": "assistant", "content": "ran"}]
+        file.write(json.dumps({"messages": turns}) + "\n")
+    out = train(SFT(), files / "model", list(read_rows(files / "chat.jsonl")), out=files / "sft", max_length=48, **FAST)
+    assert [row["line"] for row in read_lines(out / "rejects.jsonl")] == [61]
+
+
+class Hub:
+    """A hub with one model, `lab/base`: folders of what was asked for, and a list of it."""
+
+    def __init__(self, source: Path, cache: Path) -> None:
+        self.source, self.cache, self.fetched = source, cache, list[str]()
+
+    def __call__(self, name: str, *, allow_patterns: list[str]) -> str:
+        assert name == "lab/base"
+        self.cache.mkdir(exist_ok=True)
+        for path in self.source.iterdir():
+            if any(path.match(pattern) for pattern in allow_patterns):
+                self.fetched.append(path.name)
+                shutil.copy(path, self.cache / path.name)
+        return str(self.cache)
+
+
+def test_a_dry_run_fetches_no_weights_and_names_them(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a hub id, and of the hub id that a local adapter names as its base."""
+    hub = Hub(files / "model", files / "cache")
+    monkeypatch.setattr("huggingface_hub.snapshot_download", hub)
+    adapter = train(SFT(), files / "model", files / "chat.jsonl", out=files / "adapter", lora_r=2, **FAST)
+    about = read_json(adapter / "adapter_config.json")
+    (adapter / "adapter_config.json").write_text(json.dumps(about | {"base_model_name_or_path": "lab/base"}))
+    for model in ("lab/base", adapter):
+        said = plan(SFT(), model, files / "chat.jsonl", **FAST).notes
+        assert [note for note in said if "hub" in note] == [
+            "the weights of lab/base are on the hub: training fetches them, unless that was done before"
+        ]
+    assert {"config.json", "tokenizer.json"} <= set(hub.fetched) and "model.safetensors" not in hub.fetched
+    assert not any("hub" in note for note in plan(SFT(), files / "model", files / "chat.jsonl", **FAST).notes)
+    load_model(adapter)
+    assert "model.safetensors" in hub.fetched
 
 
 def test_records_in_memory(files: Path) -> None:

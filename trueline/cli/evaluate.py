@@ -15,11 +15,11 @@ from rich.table import Table
 from trueline.cli.places import BASE, COLUMNS, DATA, FILE, MODEL, column_names, model_folder, say_read
 from trueline.evals.calibration import PairCalibration, pair_calibration
 from trueline.evals.perplexity import perplexity
-from trueline.models.files import find, load_model, load_scalar_model, read_config
+from trueline.models.files import load_model, load_scalar_model, read_config
 from trueline.models.scorer import PolicyScorer, RewardScorer
 from trueline.records import Comparison, Conversation, Document, Row
 from trueline.rows import Rows, read_rows
-from trueline.store import write_atomic
+from trueline.store import local_folder, write_atomic
 from trueline.tokens import EncodeStats, Tokenizer, load_tokenizer
 from trueline.train.data import encode_record
 
@@ -53,10 +53,10 @@ class Evaluate:
         console = Console(highlight=False, soft_wrap=True)
         folder = model_folder(self.model)
         tokenizer = load_tokenizer(folder)
-        if read_config(find(folder))[1]:
-            result = self.reward_model(folder, tokenizer, console)
-        else:
-            result = self.language_model(folder, tokenizer, console)
+        config, classifier = read_config(local_folder(folder, "config"))
+        config.refuse_tokenizer(tokenizer.vocab_size)
+        measure = self.reward_model if classifier else self.language_model
+        result = measure(folder, tokenizer, console)
         table = Table(box=None, show_header=False)
         for name, value in result.items():
             if isinstance(value, int | float | str):

@@ -22,6 +22,7 @@ from trueline.protocols import Judge as Judging
 from trueline.records import Comparison, Messages, Ranking, Row
 from trueline.rows import write_rows
 from trueline.rows.readers import Unreadable, read_objects
+from trueline.store import local_folder
 from trueline.tokens import encode_comparison, load_tokenizer
 
 
@@ -94,15 +95,17 @@ def judge_named(name: str, max_length: int, device: str) -> Judging:
     if path.endswith(".py"):
         rule = function_of(Path(path), function)
         return RuleJudge(lambda prompt, response: rule(text_of(prompt), text_of(response)), name)
-    from trueline.models.files import find, load_scalar_model, read_config
+    from trueline.models.files import load_scalar_model, read_config
     from trueline.models.scorer import RewardScorer
 
     folder = model_folder(name)
-    if not read_config(find(folder))[1]:
+    config, classifier = read_config(local_folder(folder, "config"))
+    if not classifier:
         raise ValueError(
             f"{name} is a language model, not a reward model: train one with trueline reward, or name a FILE.py:FUNCTION"
         )
     tokenizer = load_tokenizer(folder)
+    config.refuse_tokenizer(tokenizer.vocab_size)
 
     def encode(prompt: Messages, responses: tuple[Messages, ...]) -> Row:
         order = Ranking(tuple(range(1, len(responses) + 1)))

@@ -9,7 +9,7 @@ from typing import Annotated
 import tyro
 
 from trueline.cli.places import MODEL, model_folder
-from trueline.store import adapter_base
+from trueline.store import adapter_base, local_folder
 from trueline.tokens import load_tokenizer
 
 
@@ -32,9 +32,9 @@ class Merge:
         import torch
 
         from trueline.models.adapters import merge, outputs
-        from trueline.models.files import find, load_model, load_scalar_model, read_config, save_model
+        from trueline.models.files import load_model, load_scalar_model, read_config, save_model
 
-        folder = find(model_folder(self.model))
+        folder = local_folder(model_folder(self.model))
         base = adapter_base(folder)
         if not base:
             raise ValueError(f"{self.model} is no adapter: it has no adapter_config.json")

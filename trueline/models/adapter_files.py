@@ -22,15 +22,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor, nn
 
 from trueline.models.adapters import Adaptable, adapters_of, add, base_fingerprint, linears, wrappers
 from trueline.models.decoder import Decoder, ScalarModel
 from trueline.models.families import named
-from trueline.models.files import find, load_model, load_scalar_model, read_config, save_tensors
+from trueline.models.files import load_model, load_scalar_model, read_config, save_tensors
+from trueline.models.header import FLOATS, read_header
 from trueline.models.lora import HeadCopies, LoRAConfig, LoRALinear
-from trueline.store import ADAPTER_CONFIG, adapter_base, write_atomic
+from trueline.store import ADAPTER_CONFIG, adapter_base, local_folder, write_atomic
 
 TENSORS = "adapter_model.safetensors"
 PREFIX = "base_model.model."
@@ -118,7 +119,7 @@ def load_adapted(
 ) -> Adaptable:
     """The base model that an adapter folder names, with the adapter on it; `head` is "tokens" or "scalar"."""
     base = adapter_base(folder)
-    source = find(base, f"{folder / ADAPTER_CONFIG} names the base model ")
+    source = local_folder(base, where=f"{folder / ADAPTER_CONFIG} names the base model ")
     model: Adaptable
     if head == "tokens":
         model = load_model(source, dtype=dtype, device=device)
@@ -210,11 +211,11 @@ def _shapes(path: Path) -> dict[str, tuple[int, ...]]:
     if not path.is_file():
         pickled = " (adapter_model.bin can run code: save it again as safetensors)" if path.with_suffix(".bin").exists() else ""
         raise ValueError(f"{path} is missing{pickled}")
-    try:
-        with safe_open(str(path), framework="pt") as file:
-            return {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
-    except SafetensorError as error:
-        raise ValueError(f"{path} is cut short or no safetensors file: fetch or write it again") from error
+    stored = read_header(path)
+    for key, one in stored.items():
+        if one.dtype not in FLOATS:
+            raise ValueError(f"{path}: {key} is stored as {one.dtype}, and adapters are read as {', '.join(FLOATS)} only")
+    return {key: one.shape for key, one in stored.items()}
 
 
 def _config(folder: Path, name: str = ADAPTER_CONFIG) -> dict[str, Any]:

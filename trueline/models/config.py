@@ -19,9 +19,12 @@ from trueline.models.families import family_of, named, read_config, write_config
 
 @dataclass(frozen=True, kw_only=True)
 class DecoderConfig:
-    """One decoder. Field names are Hugging Face's where one family has them; what a family fixes is spelled out."""
+    """One decoder. Field names are Hugging Face's where one family has them; what a family fixes is spelled out.
 
-    model_type: str = "qwen3"
+    The defaults are a Llama's.
+    """
+
+    model_type: str = "llama"
     """The family written into config.json: llama, qwen3, gemma2, gpt2, ... (families/)."""
     vocab_size: int
     hidden_size: int
@@ -80,6 +83,8 @@ class DecoderConfig:
 
     # scales of the stream
     embedding_multiplier: float = 1.0
+    embedding_is_scaled: bool = False
+    """The multiplier belongs to the embedding (Gemma), so that noise on the embedding is not multiplied (Granite: it is)."""
     residual_multiplier: float = 1.0
     """Factor of what each half adds to the stream."""
     logits_scaling: float = 1.0
@@ -107,6 +112,15 @@ class DecoderConfig:
         """The sliding window of a layer, or None."""
         sliding = not self.layer_types or self.layer_types[layer] == "sliding_attention"
         return self.sliding_window if sliding else None
+
+    def refuse_tokenizer(self, vocab_size: int) -> None:
+        """A tokenizer with more entries than the embedding has rows is another model's. Fewer are usual: embeddings are padded
+        to round sizes."""
+        if vocab_size > self.vocab_size:
+            raise ValueError(
+                f"the tokenizer has ids up to {vocab_size - 1}, and the model's vocabulary ends at {self.vocab_size - 1}: "
+                "use the model's own tokenizer"
+            )
 
     @staticmethod
     def from_hf(raw: Mapping[str, Any], where: str = "config.json") -> DecoderConfig:

@@ -31,7 +31,7 @@ from trueline.models.families import architecture_of, named
 from trueline.models.families.weights import Group, groups, stored_name
 from trueline.models.header import FLOATS, Stored, read_header
 from trueline.models.lora import LoRALinear
-from trueline.store import ADAPTER_CONFIG, adapter_base, write_atomic
+from trueline.store import ADAPTER_CONFIG, adapter_base, local_folder, write_atomic
 
 
 def new_model(config: DecoderConfig, seed: int = 0) -> Decoder:
@@ -85,7 +85,7 @@ def _refuse_other_weights(decoder: Decoder, read_back: DecoderConfig) -> None:
 
 def load_model(source: str | Path, *, dtype: torch.dtype = torch.float32, device: str = "cpu") -> Decoder:
     """Reads a Hugging Face directory, or a hub id when no such directory exists; of an adapter, its base with it."""
-    folder = find(source)
+    folder = local_folder(source)
     config, classifier = read_config(folder)
     if classifier:
         raise ValueError(
@@ -112,7 +112,7 @@ def load_scalar_model(
 
     A new score is random (normal with `initializer_range`). `pad_token_id` fills in a config that has none.
     """
-    folder = find(source)
+    folder = local_folder(source)
     config, classifier = read_config(folder)
     if config.pad_token_id is None and pad_token_id is not None:
         config = replace(config, pad_token_id=pad_token_id)
@@ -148,31 +148,12 @@ def adapter_files() -> Any:
     return adapter_files
 
 
-def find(source: str | Path, where: str = "") -> Path:
-    """The local folder of a model: itself, or the hub's download. `where` begins the sentence when there is none."""
-    folder = Path(source)
-    if folder.is_dir():
-        return folder
-    name = str(source)
-    if name.count("/") != 1 or name.startswith((".", "/", "~")):
-        raise ValueError(f"{where}{name}: no such directory, and not a hub id (owner/name).")
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.jinja", "tokenizer.model"]))
-    except (OSError, ValueError) as error:  # offline, unknown name, no access, a name the hub does not allow
-        raise ValueError(
-            f"{where}{name}: no such directory, and the hub did not give a model of that name ({type(error).__name__}): "
-            "check the path, or the name and the network."
-        ) from error
-
-
 def read_config(folder: Path) -> tuple[DecoderConfig, bool]:
     """The config, and whether it is a sequence classifier's."""
     path, base = folder / "config.json", adapter_base(folder)
     if base:
         task = _json(folder / ADAPTER_CONFIG).get("task_type")
-        below = find(base, f"{folder / ADAPTER_CONFIG} names the base model ")
+        below = local_folder(base, "config", f"{folder / ADAPTER_CONFIG} names the base model ")
         if adapter_base(below):
             raise ValueError(f"{folder}: its base model {base} is an adapter too: merge that one first (trueline merge)")
         config, classifier = read_config(below)
@@ -205,6 +186,16 @@ def _found(folder: Path, config: DecoderConfig) -> dict[str, Stored]:
             f"{folder}: config.json says num_hidden_layers = {config.num_hidden_layers:,}, and the weights are "
             f"{len(found)} tensors."
         )
+    largest = max((size for stored in found.values() for size in stored.shape), default=0)
+    heads = {"num_attention_heads": config.num_attention_heads * config.head_dim}
+    positions = {"max_position_embeddings": config.max_position_embeddings} if config.learned_positions else {}
+    sizes = {name: getattr(config, name) for name in ("vocab_size", "hidden_size", "intermediate_size")} | heads | positions
+    for name, size in sizes.items():
+        if size > largest:  # torch would overflow, even where nothing is allocated
+            raise ValueError(
+                f"{folder}: {name} of config.json asks for a matrix with {size:,} rows or columns, and the weights' largest has "
+                f"{largest:,}."
+            )
     return found
 
 

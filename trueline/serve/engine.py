@@ -58,6 +58,8 @@ class Engine:
         """`stop_ids` end a response whose Sampling names none: by default the tokenizer's, else the config's end tokens."""
         if max_batch < 1 or prefill_tokens < 1:
             raise ValueError(f"max_batch and prefill_tokens must be at least 1, got {max_batch} and {prefill_tokens}")
+        if tokenizer is not None:
+            model.config.refuse_tokenizer(tokenizer.vocab_size)
         self.model, self.tokenizer, self.version = model, tokenizer, version or model.source
         self._stop_ids = _end_tokens(model, tokenizer) if stop_ids is None else frozenset(stop_ids)
         self._hidden = frozenset() if tokenizer is None else frozenset(tokenizer.control.values())

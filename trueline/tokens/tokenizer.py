@@ -27,7 +27,7 @@ import numpy as np
 import tokenizers
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, trainers
 
-from trueline.store import adapter_base, write_atomic
+from trueline.store import adapter_base, local_folder, write_atomic
 from trueline.tokens.backend import ALIAS_HEAD, adds, aliases_of, build, control_tokens, with_aliases
 from trueline.tokens.template import CHATML, ChatTemplate, RowError, TemplateError
 
@@ -216,9 +216,7 @@ def _any_of(texts: Iterable[str]) -> re.Pattern[str]:
 
 def load_tokenizer(path_or_hub_id: str | Path) -> Tokenizer:
     """From a directory in the Hugging Face layout, or, when no such directory exists, from the hub."""
-    folder = Path(path_or_hub_id)
-    if not folder.is_dir():
-        folder = _download(str(path_or_hub_id))
+    folder = local_folder(path_or_hub_id, "tokenizer")
     if not (folder / "tokenizer.json").is_file():
         if adapter_base(folder):  # PEFT writes none beside an adapter
             return load_tokenizer(adapter_base(folder))
@@ -248,23 +246,6 @@ def load_tokenizer(path_or_hub_id: str | Path) -> Tokenizer:
         said = " ".join(str(error).split())[:120]
         raise ValueError(
             f"{folder}: its tokenizer files cannot be used ({type(error).__name__}: {said}): fetch or write them again."
-        ) from error
-
-
-def _download(name: str) -> Path:
-    if name.startswith((".", "/", "~")) or name.count("/") > 1:
-        raise ValueError(f"There is no directory {name}.")
-    try:
-        from huggingface_hub import snapshot_download
-    except ImportError as error:
-        raise ValueError(f"There is no directory {name} (to read a hub id, pip install huggingface_hub).") from error
-    patterns = ["tokenizer*", "special_tokens_map.json", "chat_template*", "generation_config.json"]
-    try:
-        return Path(snapshot_download(name, allow_patterns=patterns))
-    except (OSError, ValueError) as error:  # offline, unknown name, no access
-        raise ValueError(
-            f"There is no directory {name}, and the hub did not give a tokenizer of that name ({type(error).__name__}): "
-            "check the path, or the name and the network."
         ) from error
 
 

@@ -34,7 +34,7 @@ from trueline.objectives.base import Objective
 from trueline.protocols import Crew
 from trueline.records import Row
 from trueline.run import Run, Sink
-from trueline.store import adapter_base, fingerprint
+from trueline.store import adapter_base, fingerprint, local_folder
 from trueline.tokens import Tokenizer, load_tokenizer, preview
 from trueline.tokens.encode import row_key
 from trueline.tokens.preview import Segments
@@ -42,7 +42,7 @@ from trueline.train.adapt import adapt, copy_weights, load_policy, write_policy
 from trueline.train.arithmetic import arithmetic
 from trueline.train.card import write_card
 from trueline.train.checkpoint import checkpoints, explain_full_disk, load_checkpoint, newest_checkpoint
-from trueline.train.config import TrainConfig, flatten, identity, override
+from trueline.train.config import TrainConfig, check_evaluation, flatten, identity, override
 from trueline.train.data import Data, encode
 from trueline.train.feed import StoredFeed, hold_out
 from trueline.train.loop import Draw, run_loop
@@ -129,6 +129,8 @@ def train(
     out = Path(out)
     ranks = of_environment()
     rejects = out.with_name(f".{out.name}.rejects.jsonl")  # moved into the folder once that is known to be ours
+    if ranks.first:
+        rejects.unlink(missing_ok=True)  # of a run that was killed while it read: this one reads everything again
     try:
         job = resolve(objective, model, rows, eval_rows, tokenizer, config, overrides, rejects if ranks.first else None)
         job = dataclasses.replace(job, ranks=ranks)
@@ -208,13 +210,19 @@ def plan(
     samples: int = 3,
     **overrides: Any,
 ) -> Plan:
-    """What `train` would do with the same arguments; loads no weights and writes nothing."""
+    """What `train` would do with the same arguments. It loads no weights and writes nothing; of a hub id it fetches the config
+    and the tokenizer, and says what `train` would fetch."""
     job = resolve(objective, model, rows, eval_rows, tokenizer, config, overrides, None)
     job = dataclasses.replace(job, ranks=of_environment())
-    if not isinstance(model, str | Path):
+    notes = job.notes
+    if isinstance(model, str | Path):
+        folder = local_folder(model, "config")
+        refuse_misfit(read_config(folder)[0], (*job.rows, *job.held), job.tokenizer)
+        for name in (str(model), adapter_base(folder)):
+            if name and not Path(name).is_dir():
+                notes += (f"the weights of {name} are on the hub: training fetches them, unless that was done before",)
+    else:
         refuse_misfit(_decoder(model).config, (*job.rows, *job.held), job.tokenizer)
-    elif Path(model).is_dir():  # a hub id would have to be downloaded
-        refuse_misfit(read_config(Path(model))[0], (*job.rows, *job.held), job.tokenizer)
     sizes = [tree_tokens(row) for row in job.rows]
     numbers: dict[str, int | float] = {
         "rows": len(job.rows),
@@ -230,7 +238,7 @@ def plan(
     }
     shown = tuple(preview(row, job.tokenizer) for row in job.rows[:samples]) if job.tokenizer is not None else ()
     settings = dataclasses.asdict(objective) | flatten(job.config)  # type: ignore[call-overload]
-    return Plan(objective.verb, settings, numbers, job.notes, shown)
+    return Plan(objective.verb, settings, numbers, notes, shown)
 
 
 def resolve(
@@ -282,29 +290,10 @@ def check_device(name: str) -> None:
         )
 
 
-def check_evaluation(config: TrainConfig, held: bool) -> None:
-    """Refuse options that would do nothing."""
-    evals = config.evals
-    needs_best = {
-        "load_best_model_at_end": config.save.load_best_model_at_end,
-        "early_stopping_patience": evals.early_stopping_patience,
-    }
-    for name, value in ({"eval_steps": evals.eval_steps} | needs_best).items():
-        if value and not held:
-            raise ValueError(f"{name} is {value}, and there is nothing to evaluate on: give eval_data or eval_share")
-    for name, value in needs_best.items():
-        if value and evals.eval_steps <= 0:
-            raise ValueError(f"{name} is {value}, and evaluation happens at the end only: give eval_steps")
-
-
 def refuse_misfit(config: DecoderConfig, rows: Sequence[Row], tokenizer: Tokenizer | None = None) -> None:
-    """A foreign tokenizer, or rows that the model cannot read: foreign ids, or more tokens than it knows positions. A tokenizer
-    with fewer entries than the embedding has rows is none: embeddings are padded to round sizes."""
-    if tokenizer is not None and tokenizer.vocab_size > config.vocab_size:
-        raise ValueError(
-            f"the tokenizer has ids up to {tokenizer.vocab_size - 1}, and the model's vocabulary ends at "
-            f"{config.vocab_size - 1}: use the model's own tokenizer"
-        )
+    """A foreign tokenizer, or rows that the model cannot read: foreign ids, or more tokens than it knows positions."""
+    if tokenizer is not None:
+        config.refuse_tokenizer(tokenizer.vocab_size)
     largest = max(int(ids.max()) for row in rows for ids in row.ids)
     if largest >= config.vocab_size:
         raise ValueError(

@@ -213,6 +213,21 @@ def identity(config: TrainConfig, ranks: int = 1) -> dict[str, Any]:
     return flat | {"rows_per_step": config.rows_per_step * ranks}
 
 
+def check_evaluation(config: TrainConfig, held: bool) -> None:
+    """Refuse options that would do nothing."""
+    evals = config.evals
+    needs_best = {
+        "load_best_model_at_end": config.save.load_best_model_at_end,
+        "early_stopping_patience": evals.early_stopping_patience,
+    }
+    for name, value in ({"eval_steps": evals.eval_steps} | needs_best).items():
+        if value and not held:
+            raise ValueError(f"{name} is {value}, and there is nothing to evaluate on: give eval_data or eval_share")
+    for name, value in needs_best.items():
+        if value and evals.eval_steps <= 0:
+            raise ValueError(f"{name} is {value}, and evaluation happens at the end only: give eval_steps")
+
+
 def flatten(config: TrainConfig) -> dict[str, Any]:
     """All fields under their flat names."""
     flat: dict[str, Any] = {}

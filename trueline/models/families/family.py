@@ -84,6 +84,14 @@ class Family:
         )
 
 
+def number(raw: Raw, key: str, otherwise: float, least: float = 1e-30) -> float:
+    """A number of config.json that `read` computes with; `otherwise` where the file has no such key, or null."""
+    value = otherwise if raw.get(key) is None else raw[key]
+    if type(value) not in (int, float) or not least <= value <= 1e30:
+        raise ValueError(f"{key} = {value!r} should be a number {'above 0' if 0 < least < 1 else f'of at least {least}'}")
+    return value
+
+
 def written_layer_types(config: DecoderConfig) -> list[str]:
     """layer_types of a config.json, one entry per layer."""
     windows = (config.window(layer) for layer in range(config.num_hidden_layers))

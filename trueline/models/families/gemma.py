@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from trueline.models.families.family import Family, Raw, layer_types, written_layer_types
+from trueline.models.families.family import Family, Raw, layer_types, number, written_layer_types
 
 if TYPE_CHECKING:
     from trueline.models.config import DecoderConfig
@@ -21,7 +21,7 @@ KEYS = {
     "sliding_window": "sliding_window",
 }
 DEFAULTS = {"hidden_act": "gelu_pytorch_tanh", "head_dim": 256, "tie_word_embeddings": True, "sliding_window": 4096}
-FIXED = {"norm": "rmsnorm_zero_centred", "post_norms": True}
+FIXED = {"norm": "rmsnorm_zero_centred", "post_norms": True, "embedding_is_scaled": True}
 NAMES = {
     "attention_output_norm": "post_attention_layernorm",
     "post_attention_layernorm": "pre_feedforward_layernorm",
@@ -33,16 +33,16 @@ def read(raw: Raw) -> dict[str, Any]:
     """The stream begins at sqrt(D) times the embedding; products are scaled by query_pre_attn_scalar, not by E."""
     return {
         "embedding_multiplier": raw["hidden_size"] ** 0.5,
-        "attention_scale": (raw.get("query_pre_attn_scalar") or 256) ** -0.5,
+        "attention_scale": number(raw, "query_pre_attn_scalar", 256) ** -0.5,
         "layer_types": layer_types(raw, every=2),
     }
 
 
 def read3(raw: Raw) -> dict[str, Any]:
     """Older files give the rhythm and the local theta as keys of their own."""
-    local = {"sliding_rope_theta": float(raw.get("rope_local_base_freq") or 10000.0)}
+    local = {"sliding_rope_theta": float(number(raw, "rope_local_base_freq", 10000.0))}
     nested = (raw.get("rope_parameters") or {}).get("sliding_attention")
-    types = layer_types(raw, every=raw.get("sliding_window_pattern") or 6)
+    types = layer_types(raw, every=int(number(raw, "sliding_window_pattern", 6, least=1)))
     return {**read(raw), "layer_types": types, **({} if nested else local)}
 
 

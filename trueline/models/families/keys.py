@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +21,10 @@ BASE_KEYS = {
     "tie_word_embeddings": "tie_word_embeddings",
     "initializer_range": "initializer_range",
 }
+MAY_BE_ZERO = "norm_eps", "initializer_range", "mscale", "mscale_all_dim"
+"""Numbers that need not be above 0; no number may be below."""
+LEAST, MOST = 1e-30, 1e30
+"""What float32 holds with room for a product or two."""
 ACTIVATIONS = "silu", "gelu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh", "relu"
 KINDS = "full_attention", "sliding_attention"
 NUMBERS = (
@@ -50,7 +53,7 @@ def read_config(family: Family, raw: Raw, where: str, types: Mapping[str, str]) 
         raise ValueError(f"{where}: {', '.join(missing)} missing; is it the config.json of a language model?")
     for name, value in given.items():
         if value is not None:
-            _check(keys[name], value, types[name], where)
+            _check(keys[name], value, types[name], where, zero=name in MAY_BE_ZERO)
     fields = {**family.defaults, **given, **_rope(family, raw, where)}
     heads = fields["num_attention_heads"]
     fields.setdefault("num_key_value_heads", heads)
@@ -89,16 +92,18 @@ def write_config(family: Family, config: DecoderConfig, head: str, dtype: str) -
     return raw
 
 
-def _check(key: str, value: object, kind: str, where: str) -> None:
-    """The value's type against the field's annotation; whole numbers are sizes and at least 1."""
+def _check(key: str, value: object, kind: str, where: str, *, zero: bool = False) -> None:
+    """The value against the field's annotation. Whole numbers are sizes and at least 1; others are divided by, or scale: they
+    are above 0, or at least 0 where `zero` says so."""
     number = isinstance(value, int | float) and not isinstance(value, bool)
     fits = {
         "bool": isinstance(value, bool),
         "str": isinstance(value, str),
         "int": number and isinstance(value, int) and value >= 1,
-        "float": number and math.isfinite(value),  # type: ignore[arg-type]
+        "float": number and (LEAST <= value <= MOST or (zero and value == 0)),  # type: ignore[operator]
     }
-    wants = {"bool": "true or false", "str": "a text", "int": "a whole number of at least 1", "float": "a number"}
+    positive = f"a number {'of at least' if zero else 'above'} 0, at most {MOST:g}"
+    wants = {"bool": "true or false", "str": "a text", "int": "a whole number of at least 1", "float": positive}
     kind = kind.partition(" ")[0]
     if not fits[kind]:
         raise ValueError(f"{where}: {key} = {value!r} should be {wants[kind]}.")
@@ -123,7 +128,8 @@ def _checked(fields: dict[str, Any], where: str) -> dict[str, Any]:
         isinstance(short, list) and len(short) * 2 == rotated and all(type(x) in (int, float) and x > 0 for x in short)
     )
     if rotated % 2 or rotated < 2 or rotated > fields["head_dim"]:
-        raise ValueError(f"{where}: {rotated} of a head's {fields['head_dim']} numbers cannot be rotated in pairs.")
+        said = f"head_dim = {fields['head_dim']}, partial_rotary_factor = {fields.get('partial_rotary_factor', 1.0):g}"
+        raise ValueError(f"{where}: {said}: {rotated} numbers of a head cannot be rotated in pairs.")
     if short is not None and not numbers:
         raise ValueError(f"{where}: short_factor should be {rotated // 2} numbers above 0.")
     types, window = tuple(fields.pop("layer_types", ())), fields.get("sliding_window")
@@ -160,8 +166,8 @@ def _rope(family: Family, raw: Raw, where: str) -> dict[str, Any]:
     given.pop("type", None)
     found: dict[str, Any] = {}
     for name, key in (("rope_theta", family.rope_keys[0]), ("partial_rotary_factor", family.rope_keys[1])):
-        value = given.pop(name, None) or raw.get(key)
-        value = family.defaults.get(name) if value is None else value
+        places = given.pop(name, None), raw.get(key), family.defaults.get(name)
+        value = next((value for value in places if value is not None), None)
         if value is not None:
             _check(key, value, "float", where)
             found[name] = float(value)
@@ -169,7 +175,8 @@ def _rope(family: Family, raw: Raw, where: str) -> dict[str, Any]:
         raise ValueError(f"{where}: partial_rotary_factor below 1 cannot be computed for {family.model_type}.")
     if sliding.get("rope_type", "default") != "default":
         raise ValueError(f"{where}: RoPE scaling {sliding['rope_type']!r} of sliding_attention cannot be computed.")
-    if sliding.get("rope_theta"):
+    if sliding.get("rope_theta") is not None:
+        _check("rope_theta of sliding_attention", sliding["rope_theta"], "float", where)
         found["sliding_rope_theta"] = float(sliding["rope_theta"])
     if kind not in ROPE_NEEDS:
         raise ValueError(f"{where}: RoPE scaling {kind!r} cannot be computed; these can: {', '.join(ROPE_NEEDS)}.")
@@ -182,7 +189,15 @@ def _rope(family: Family, raw: Raw, where: str) -> dict[str, Any]:
         raise ValueError(f"{where}: RoPE scaling {kind!r} needs {', '.join(missing)}.")
     for key, value in given.items():
         if key in NUMBERS and value is not None:
-            _check(key, value, "float", where)
+            _check(key, value, "float", where, zero=key in MAY_BE_ZERO)
+    if kind == "llama3" and given["high_freq_factor"] <= given["low_freq_factor"]:
+        said = f"low_freq_factor = {given['low_freq_factor']!r}, high_freq_factor = {given['high_freq_factor']!r}"
+        raise ValueError(f"{where}: {said}: the second should be above the first.")
+    if kind == "longrope" and given["original_max_position_embeddings"] <= 1:
+        said = f"original_max_position_embeddings = {given['original_max_position_embeddings']!r}"
+        raise ValueError(f"{where}: {said} should be above 1 for longrope, which takes its logarithm.")
+    if kind == "yarn" and found.get("rope_theta", 10000.0) <= 1:
+        raise ValueError(f"{where}: rope_theta = {found['rope_theta']!r} should be above 1 for yarn, which takes its logarithm.")
     if kind != "default":
         found["rope_scaling"] = {"rope_type": kind, **given}
     return found

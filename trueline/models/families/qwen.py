@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from trueline.models.families.family import Family, Raw, written_layer_types
+from trueline.models.families.family import Family, Raw, number, written_layer_types
 
 if TYPE_CHECKING:
     from trueline.models.config import DecoderConfig
@@ -14,7 +14,7 @@ def read(raw: Raw) -> dict[str, Any]:
     """A window only where use_sliding_window says so: from layer max_window_layers on, or as layer_types says."""
     if not raw.get("use_sliding_window", False):
         return {"sliding_window": None}
-    first = raw.get("max_window_layers", 28)
+    first = number(raw, "max_window_layers", 28, least=0)
     types = ("full_attention" if i < first else "sliding_attention" for i in range(raw["num_hidden_layers"]))
     return {"sliding_window": raw.get("sliding_window"), "layer_types": tuple(raw.get("layer_types") or types)}
 
