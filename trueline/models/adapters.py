@@ -12,7 +12,7 @@ Left out: what a wrapped layer computes (lora), files (adapter_files).
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
@@ -71,8 +71,18 @@ def attach(model: Adaptable, config: LoRAConfig, name: str = "default", *, seed:
             f"target_modules names {', '.join(lost) or config.target_modules}, and the model has no such linear layer: "
             f"use all-linear, or some of {', '.join(short)}"
         )
+    refuse_head_dropout(config, chosen)
     add(model, config, chosen, name, seed)
     return tuple(chosen)
+
+
+def refuse_head_dropout(config: LoRAConfig, layers: Iterable[str]) -> None:
+    """Dropout on the output head cannot be trained. A stored adapter that had some can be used: dropout is for training."""
+    if config.lora_dropout and "lm_head" in layers:
+        raise ValueError(
+            f"lora_dropout is {config.lora_dropout:g}, and cannot be trained with on lm_head, which is read as one matrix: "
+            "give lora_dropout = 0, also in an adapter_config.json to train that adapter further"
+        )
 
 
 def add(model: Adaptable, config: LoRAConfig, chosen: list[str], name: str, seed: int = 0) -> None:
@@ -83,10 +93,6 @@ def add(model: Adaptable, config: LoRAConfig, chosen: list[str], name: str, seed
         raise ValueError(f"the model has an adapter {name!r} already: give the new one another name")
     if config.modules_to_save and not isinstance(model, ScalarModel):
         raise ValueError("modules_to_save is score, and a language model has no score: leave it out")
-    if config.lora_dropout and "lm_head" in chosen:
-        raise ValueError(
-            "lora_dropout cannot be computed on lm_head, which is read as one matrix: give lora_dropout = 0"
-        )
     generator, layers = torch.Generator().manual_seed(seed), linears(model)
     for layer in chosen:
         wrapper = _wrap(model, layers[layer], LoRALinear)
@@ -187,9 +193,10 @@ def merge(model: Adaptable, probe: Tensor | None = None) -> Merged:
         base = wrapper.base
         plain = nn.Linear(base.in_features, base.out_features, device="meta")
         plain.weight, plain.bias = nn.Parameter(wrapper.weight), base.bias
-        exact_OI = base.weight.double() + wrapper.difference(torch.float64)
-        change = max(change, float((plain.weight.double() - base.weight.double()).abs().max()))
-        rounding = max(rounding, float((plain.weight.double() - exact_OI).abs().max()))
+        merged_OI, base_OI = plain.weight.cpu().double(), base.weight.cpu().double()  # not every device has float64
+        exact_OI = base_OI + wrapper.difference(torch.float64, "cpu")
+        change = max(change, float((merged_OI - base_OI).abs().max()))
+        rounding = max(rounding, float((merged_OI - exact_OI).abs().max()))
         model.set_submodule(place, plain)
     after = outputs(model, probe)
     return Merged(change, rounding, float((after - before).abs().max()), float(before.abs().max()), before, found)

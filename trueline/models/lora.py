@@ -14,6 +14,7 @@ Legend: T tokens, I width into a layer, O width out of it, R rank.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -27,6 +28,14 @@ from torch.nn.functional import dropout, linear
 ALL_LINEAR = "all-linear"
 HEADS = ("lm_head", "score")
 """Layers that "all-linear" leaves out."""
+TOKEN = re.compile(
+    r"(?P<one>\\[.\-_dDwW]|\[\^?[\w.\-]+\]|[\w.\-])(?P<often>(?:[*+?]|\{\d?\d(?:,\d?\d?)?\})\??)?|(?P<sign>\((?:\?:)?|[)|^$])"
+)
+"""What a pattern for names may be made of: one character and how often it stands, or a group, which stands once."""
+NAME_LENGTH = 64
+"""Characters of a layer's name, about: as many ends has a stretch of any length."""
+MOST_WAYS = 8 * NAME_LENGTH**3
+"""Beyond it the patterns of one adapter could keep the search busy for minutes, or for ever."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,11 +69,19 @@ class LoRAConfig:
             raise ValueError(f"lora_dropout is {self.lora_dropout}: it must be at least 0 and below 1")
         if set(self.modules_to_save) - {"score"}:
             raise ValueError(f"modules_to_save is {', '.join(self.modules_to_save)}: only score can be trained whole")
-        for pattern in [*self.rank_pattern, *self.alpha_pattern, *self._regex()]:
+        patterns = [*self.rank_pattern, *self.alpha_pattern]
+        tried = {pattern: ways(pattern) for pattern in patterns}
+        if sum(tried.values()) > MOST_WAYS:
+            slowest = max(tried, key=tried.__getitem__)
+            raise ValueError(
+                f"the LoRA pattern {slowest[:80]!r} may take for ever to search: write the ends of layers' names, with dots, "
+                "classes and groups of alternatives, at most three of * + and none of them behind a group"
+            )
+        for pattern in [*patterns, *self._regex()]:
             try:
                 re.compile(pattern)
-            except re.error as error:
-                raise ValueError(f"the LoRA pattern {pattern!r} is no regular expression: {error}") from None
+            except (re.error, RecursionError) as error:
+                raise ValueError(f"the LoRA pattern {pattern[:80]!r} is no regular expression: {error}") from None
 
     def _regex(self) -> tuple[str, ...]:
         return (self.target_modules,) if isinstance(self.target_modules, str) else ()
@@ -85,6 +102,29 @@ class LoRAConfig:
 
 def _by_end(patterns: Mapping[str, float], name: str, otherwise: float) -> float:
     return next((value for key, value in patterns.items() if re.match(rf"(.*\.)?({key})$", name)), otherwise)
+
+
+def ways(pattern: str) -> float:
+    """In how many ways a search may try to fit a pattern into a name, at most; infinity for signs that are not counted.
+
+    Python's search goes back on every choice: alternatives add up, and what follows one another multiplies.
+    """
+    groups, place = [[0.0, 1.0]], 0  # of each open group: ways of its earlier alternatives, ways of the current one
+    while place < len(pattern):
+        token = TOKEN.match(pattern, place)
+        if token is None:
+            return math.inf
+        often, sign, place = token["often"] or "{1}", token["sign"] or "", token.end()
+        if token["one"] and not re.fullmatch(r"\{\d+\}\??", often):
+            groups[-1][1] *= 2 if often[0] == "?" else NAME_LENGTH
+        if sign.startswith("("):
+            groups.append([0.0, 1.0])
+        elif sign == "|":
+            groups[-1] = [sum(groups[-1]), 1.0]
+        elif sign == ")" and len(groups) > 1:
+            inside = sum(groups.pop())
+            groups[-1][1] *= inside
+    return sum(map(sum, groups))
 
 
 def ends(name: str, target: str) -> bool:
@@ -111,10 +151,12 @@ class LoRALinear(nn.Module):
         self.lora_B[name] = nn.Parameter(a_RI.new_zeros(weight_OI.shape[0], rank).to(weight_OI.device, dtype))
         self.scales[name], self.configs[name] = scale, config
 
-    def difference(self, dtype: torch.dtype = torch.float32) -> Tensor:
-        """Sum of s B A over the active adapters, [O, I]."""
-        parts = [(self.lora_B[n].to(dtype) @ self.lora_A[n].to(dtype)) * self.scales[n] for n in self.active]
-        return torch.stack(parts).sum(0) if parts else self.base.weight.new_zeros(self.base.weight.shape, dtype=dtype)
+    def difference(self, dtype: torch.dtype = torch.float32, device: str | torch.device | None = None) -> Tensor:
+        """Sum of s B A over the active adapters, [O, I]; computed where the layer is, or on `device`."""
+        device = device or self.base.weight.device
+        pairs = [(self.lora_B[n].to(device).to(dtype), self.lora_A[n].to(device).to(dtype)) for n in self.active]
+        parts = [(b_OR @ a_RI) * self.scales[n] for n, (b_OR, a_RI) in zip(self.active, pairs, strict=True)]
+        return torch.stack(parts).sum(0) if parts else torch.zeros(self.base.weight.shape, dtype=dtype, device=device)
 
     @property
     def weight(self) -> Tensor:

@@ -19,7 +19,15 @@ import torch
 from torch import nn
 
 from trueline.models.adapter_files import fill_adapter, refuse_fused, save_adapter
-from trueline.models.adapters import active_adapters, adapters_of, attach, base_fingerprint, keep_heads, wrappers
+from trueline.models.adapters import (
+    active_adapters,
+    adapters_of,
+    attach,
+    base_fingerprint,
+    keep_heads,
+    refuse_head_dropout,
+    wrappers,
+)
 from trueline.models.decoder import Decoder, ScalarModel
 from trueline.models.files import load_model, load_scalar_model, save_model
 from trueline.models.lora import ALL_LINEAR, LoRAConfig, LoRALinear
@@ -91,6 +99,9 @@ def adapt(policy: Model, config: TrainConfig, source: str) -> Adapted | None:
             f"{len(active)} adapters of the model are active: set_adapter(model, NAME) chooses one to train"
         )
     (name,) = active
+    head = wrappers(policy).get("lm_head")
+    if isinstance(head, LoRALinear) and name in head.configs:
+        refuse_head_dropout(head.configs[name], ("lm_head",))
     if isinstance(policy, ScalarModel):
         keep_heads(policy, name)
     base = source if fresh else (adapter_base(source) if source and Path(source).is_dir() else "") or refuse_fused(policy).source
