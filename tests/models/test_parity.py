@@ -105,6 +105,32 @@ def test_config_keys_of_older_transformers(tmp_path: Path, families: Any, theirs
         torch.testing.assert_close(load_model(tmp_path).logits(ids), reference(ids[None]).logits[0], atol=1e-4, rtol=0)
 
 
+@pytest.mark.parametrize("variant", ["llama2", "gemma2", "gemma3", "granite", "gpt2"])
+def test_neftune_is_added_where_transformers_adds_it(
+    variant: str, families: Any, tmp_path: Path, theirs: Any, sequences: Any
+) -> None:
+    """On what the embedding gives: in Gemma that is multiplied already, in Granite the noise is multiplied with it."""
+    from transformers.integrations.neftune import neftune_post_forward_hook
+
+    reference = theirs(*families[variant])
+    reference.save_pretrained(tmp_path)
+    embedding = reference.get_input_embeddings()
+    embedding.neftune_noise_alpha = 5.0
+    embedding.register_forward_hook(neftune_post_forward_hook)
+    ids = torch.from_numpy(sequences(0, [40])[0]).long()
+    ours = load_model(tmp_path)
+    ours.neftune_alpha = 5.0
+    with torch.no_grad():
+        clean = ours.eval().logits(ids)
+        embedding.train()
+        ours.train()
+        torch.manual_seed(0)
+        expected = reference(ids[None]).logits[0]
+        torch.manual_seed(0)
+        torch.testing.assert_close(ours.logits(ids), expected, atol=1e-4, rtol=0)
+    assert float((clean - expected).abs().max()) > 0.01
+
+
 @pytest.mark.parametrize("variant", ["qwen3", "gemma2", "gemma3", "olmo2", "granite", "stablelm"])
 def test_gradients_equal_transformers(variant: str, families: Any, tmp_path: Path, theirs: Any, sequences: Any) -> None:
     """Every parameter that the files store on its own; those of fused matrices are compared in test_families."""

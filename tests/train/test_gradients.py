@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 import torch
 
+from trueline.models.adapters import attach
 from trueline.models.attention import Layout
 from trueline.models.decoder import Decoder, ScalarModel
+from trueline.models.lora import LoRAConfig
 from trueline.objectives.base import Budget
 from trueline.objectives.dpo import DPO
 from trueline.objectives.next_token import NextToken
@@ -19,6 +21,7 @@ from trueline.objectives.reward import Reward
 from trueline.objectives.sft import SFT
 from trueline.protocols import Crew
 from trueline.records import Row
+from trueline.train.ranks import ALONE, Ranks
 from trueline.train.step import backward, clip
 
 Rows = Callable[..., list[Row]]
@@ -190,6 +193,35 @@ def test_clipping_scales_to_the_limit_and_tells_the_norm_before(decoder: Callabl
 
     assert norm_after(0.5) == pytest.approx(0.5 / sum(p.numel() for p in model.parameters()) ** 0.5, rel=1e-4)
     assert norm_after(0) == norm_after(1e9) == pytest.approx(1)
+
+
+class Part(Ranks):
+    """One of two ranks that hears nothing of the other."""
+
+    def sum_gradients(self, model: torch.nn.Module) -> None:
+        pass
+
+    def gather(self, value: Any) -> list[Any]:
+        return [value]
+
+
+def test_noise_is_a_microbatch_s_own(decoder: Callable[..., Decoder], pair_rows: Rows) -> None:
+    """NEFTune and dropout: whoever computes a microbatch, whatever was drawn before, it draws the same; another step, other noise."""
+    model, objective = decoder(), SFT(neftune_noise_alpha=20.0)
+    attach(model, LoRAConfig(r=4, lora_dropout=0.3))
+    for name, parameter in model.named_parameters():
+        if ".lora_B." in name:
+            torch.nn.init.normal_(parameter, generator=torch.Generator().manual_seed(len(name)))
+
+    def drawn(ranks: Ranks, step_number: int = 7) -> torch.Tensor:
+        model.train().zero_grad()
+        (step,) = objective.steps(pair_rows(12), Budget(rows=4, tokens=1000))
+        backward(objective, model, step, Crew(), False, ranks, (3, step_number))
+        return torch.cat([p.grad.flatten() for p in model.parameters() if p.requires_grad])
+
+    whole = drawn(ALONE)
+    measured("a step of three microbatches, computed by two", drawn(Part(0, 2)) + drawn(Part(1, 2)), whole)
+    assert float((drawn(ALONE, 8) - whole).abs().max()) > 1e-3 * float(whole.abs().max())
 
 
 def test_neftune_makes_noise_in_training_only(decoder: Callable[..., Decoder], text_rows: Rows) -> None:

@@ -45,7 +45,8 @@ from trueline.train.config import OptimConfig
 from trueline.train.optim import adamw
 with torch.device("meta"):
     Decoder(config := DecoderConfig(vocab_size=9, hidden_size=8, intermediate_size=8,
-        num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1, head_dim=4))
+        num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1, head_dim=4,
+        learned_positions=True))
 model = new_model(config)
 optimizer = adamw(model, OptimConfig())
 model(Layout.packed([np.array([1, 2, 3])])).sum().backward()

@@ -66,7 +66,7 @@ def evaluations(folder: Path) -> list[dict[str, Any]]:
 def test_two_processes_are_one(files: Path, tmp_path: Path, launch: Launch) -> None:
     """2 x 4 rows against 1 x 8: gradients to 1e-5 of the largest, losses to 1e-4 over 50 steps, evaluation too."""
     (files / "nine.jsonl").write_text("".join((files / "text.jsonl").read_text().splitlines(True)[:9]))
-    two = launch(WORKER, files, tmp_path / "two")
+    two = launch(WORKER, "methods", files, tmp_path / "two")
     worker = runpy.run_path(str(WORKER))
     for verb in worker["DATA"]:
         worker["gradient"](verb, files, tmp_path / "one", 8, ALONE)
@@ -76,27 +76,49 @@ def test_two_processes_are_one(files: Path, tmp_path: Path, launch: Launch) -> N
         assert process.returncode == 0, said
 
     for verb in worker["DATA"]:
-        alone = load_file(tmp_path / "one" / f"{verb}-0.safetensors")
-        shared, other = (load_file(tmp_path / "two" / f"{verb}-{rank}.safetensors") for rank in (0, 1))
-        assert alone.keys() == shared.keys() and all(torch.equal(shared[name], other[name]) for name in shared)
-        gradients = [name for name in alone if name not in ("loss", "count", "norm")]
-        largest = max(float(alone[name].abs().max()) for name in gradients)
-        gap = max(float((alone[name] - shared[name]).abs().max()) for name in gradients) / largest
-        measured(f"{verb}, gradient of two processes against one, relative", gap, 1e-5)
-        assert float(shared["count"]) == 1 and float(shared["loss"]) == pytest.approx(float(alone["loss"]), rel=1e-5)
-        assert float(shared["norm"]) == pytest.approx(float(alone["norm"]), rel=1e-5)
-
-        a, b = losses(tmp_path / "one" / verb), losses(tmp_path / "two" / verb)
-        assert list(a) == list(b) == list(range(1, 51)) and a[1] != a[50]
-        measured(f"{verb}, loss after 50 steps", abs(a[50] - b[50]), 1e-4)
-        measured(f"{verb}, largest difference of the loss on the way", max(abs(a[step] - b[step]) for step in a), 1e-4)
-        for mine, theirs in zip(evaluations(tmp_path / "one" / verb), evaluations(tmp_path / "two" / verb), strict=True):
-            assert theirs.pop("counts") == mine.pop("counts")
-            assert theirs == pytest.approx({**mine, "time": theirs["time"]}, abs=2e-3)
-            measured(f"{verb}, evaluation", abs(mine["eval_loss"] - theirs["eval_loss"]), 1e-4)
+        compare(verb, tmp_path)
     a, b = losses(tmp_path / "one" / "nine"), losses(tmp_path / "two" / "nine")
     assert list(a) == list(b) == [1, 2]
     measured("a last step of one row, which leaves the other process nothing", abs(a[2] - b[2]), 1e-4)
+
+
+def compare(verb: str, folder: Path) -> None:
+    """Gradients to 1e-5 of the largest, losses to 1e-4 over fifty steps, evaluation too: FOLDER/one against FOLDER/two."""
+    alone = load_file(folder / "one" / f"{verb}-0.safetensors")
+    shared, other = (load_file(folder / "two" / f"{verb}-{rank}.safetensors") for rank in (0, 1))
+    assert alone.keys() == shared.keys() and all(torch.equal(shared[name], other[name]) for name in shared)
+    gradients = [name for name in alone if name not in ("loss", "count", "norm")]
+    largest = max(float(alone[name].abs().max()) for name in gradients)
+    gap = max(float((alone[name] - shared[name]).abs().max()) for name in gradients) / largest
+    measured(f"{verb}, gradient of two processes against one, relative", gap, 1e-5)
+    assert float(shared["count"]) == 1 and float(shared["loss"]) == pytest.approx(float(alone["loss"]), rel=1e-5)
+    assert float(shared["norm"]) == pytest.approx(float(alone["norm"]), rel=1e-5)
+
+    a, b = losses(folder / "one" / verb), losses(folder / "two" / verb)
+    assert list(a) == list(b) == list(range(1, 51)) and a[1] != a[50]
+    measured(f"{verb}, loss after 50 steps", abs(a[50] - b[50]), 1e-4)
+    measured(f"{verb}, largest difference of the loss on the way", max(abs(a[step] - b[step]) for step in a), 1e-4)
+    for mine, theirs in zip(evaluations(folder / "one" / verb), evaluations(folder / "two" / verb), strict=True):
+        assert theirs.pop("counts") == mine.pop("counts")
+        assert theirs == pytest.approx({**mine, "time": theirs["time"]}, abs=2e-3)
+        measured(f"{verb}, evaluation", abs(mine["eval_loss"] - theirs["eval_loss"]), 1e-4)
+
+
+@pytest.mark.slow
+def test_adapters_and_noise_are_the_same_in_two_processes(files: Path, tmp_path: Path, launch: Launch) -> None:
+    """LoRA: 2 x 4 rows against 1 x 8. With NEFTune and dropout, whose noise is a microbatch's own: against 1 x (4 + 4)."""
+    two = launch(WORKER, "adapters", files, tmp_path / "two")
+    worker = runpy.run_path(str(WORKER))
+    for name, (_, _, noisy) in worker["ADAPTED"].items():
+        worker["gradient"](name, files, tmp_path / "one", 4 if noisy else 8, ALONE)
+    worker["adapted_runs"](files, tmp_path / "one", 8, 4)
+    for process in two:
+        said, _ = process.communicate(timeout=900)
+        assert process.returncode == 0, said
+    for name in worker["ADAPTED"]:
+        compare(name, tmp_path)
+    clean, noisy = (losses(tmp_path / "one" / name) for name in ("sft-lora", "sft-noise"))
+    assert max(abs(clean[step] - noisy[step]) for step in clean) > 1e-2  # there is noise to agree on
 
 
 @pytest.mark.slow

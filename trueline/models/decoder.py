@@ -191,6 +191,11 @@ def _plain(*layers: nn.Module, bias: bool = True) -> bool:
     return all(type(m) is nn.Linear and (bias or m.bias is None) for m in layers)
 
 
+def _embedding(rows: int, width: int) -> nn.Embedding:
+    """new_model and load_model fill it; torch would draw it, and for a drawn one without memory import its compiler."""
+    return nn.Embedding.from_pretrained(torch.zeros(rows, width), freeze=False)
+
+
 class Decoder(nn.Module):
     """A causal decoder. `source` is the directory it came from, or ""."""
 
@@ -202,16 +207,14 @@ class Decoder(nn.Module):
         self.neftune_alpha = 0.0
         """NEFTune (2310.05914): while training, uniform noise of at most alpha / sqrt(L D) on the embeddings.
 
-        L is the sequence's own length (the first one's, for a prefix that several share).
+        L is the sequence's own length (the first one's, for a prefix that several share). As in transformers, the noise is
+        added to what the family's embedding gives: Gemma's multiplies by sqrt(D), Granite's is multiplied afterwards.
         """
         self.fused = True
         """Use the hand-written blocks of fused.py. False calls every module, so that hooks on them fire."""
-        zeros = torch.zeros(
-            config.vocab_size, config.hidden_size
-        )  # new_model and load_model fill it; torch would draw it
-        self.embed_tokens = nn.Embedding.from_pretrained(zeros, freeze=False)
+        self.embed_tokens = _embedding(config.vocab_size, config.hidden_size)
         if config.learned_positions:
-            self.embed_positions = nn.Embedding(config.max_position_embeddings, config.hidden_size)
+            self.embed_positions = _embedding(config.max_position_embeddings, config.hidden_size)
         self.layers = nn.ModuleList(Layer(config, i) for i in range(config.num_hidden_layers))
         self.norm = Norm(config, config.hidden_size)
         if not config.tie_word_embeddings:
@@ -238,6 +241,8 @@ class Decoder(nn.Module):
             x_TD = x_TD + embedding(layout.positions_T, self.embed_positions.weight)
         if self.training and self.neftune_alpha:
             bound_T = self.neftune_alpha / (layout.lengths_T * x_TD.shape[1]).float().sqrt()
+            if not config.embedding_is_scaled:
+                bound_T = bound_T * config.embedding_multiplier
             x_TD = x_TD + torch.empty_like(x_TD).uniform_(-1, 1) * bound_T[:, None]
 
         turn = sliding_turn = None if config.learned_positions else rope(config, layout.positions_T)

@@ -78,7 +78,6 @@ def run_loop(
                 if not begun:
                     run.event(step_facts(step))
                     begun = True
-                ranks.seed(config.seed, state.step)
                 rate = learning_rate(config.optim, state.step, state.warmup_steps, state.total_steps)
                 sums = take_step(
                     objective, model, optimizer, step, crew, config,

@@ -12,8 +12,9 @@ without a message, and gradients are summed, never averaged. Microbatches are so
 like size. Rank 0 alone writes. What ranks tell one another is JSON and tensors, never pickle.
 
 What holds: gradients are those of one process with the same rows per step, up to the order of summation (1e-5 of the largest).
-`prepare` sees the whole step on every rank, so its statistics are exact, and it may draw no noise. Noise (NEFTune) is drawn anew
-from (seed, step, rank): a resumed run repeats it bit for bit with as many ranks, and draws other noise with more or fewer.
+`prepare` sees the whole step on every rank, so its statistics are exact, and it may draw no noise. Noise (dropout, NEFTune) is drawn
+anew for each microbatch from (seed, step, its number in the step), whichever rank computes it: 2 ranks of microbatches of 4 rows draw
+what one process draws with 2 such microbatches. Other microbatches (1 of 8) draw other noise.
 
 Left out: sharded weights and optimizer state; ranks that read different rows.
 """
@@ -22,14 +23,12 @@ from __future__ import annotations
 
 import json
 import os
-import random
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from torch import nn
@@ -118,14 +117,6 @@ class Ranks:
                 raise ValueError(
                     f"rank {rank} has another {name} than rank 0: give all ranks the same files and options"
                 )
-
-    def seed(self, seed: int, step: int) -> None:
-        """Several ranks draw different noise, and the same again after a resume."""
-        if self.world > 1:
-            (number,) = np.random.SeedSequence([seed, step, self.rank]).generate_state(1).tolist()
-            random.seed(number)
-            np.random.seed(number)
-            torch.manual_seed(number)
 
 
 ALONE = Ranks()

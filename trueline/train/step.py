@@ -18,6 +18,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -45,7 +46,7 @@ def take_step(
 ) -> dict[str, tuple[float, float]]:
     """Move the weights by one step at this learning rate; nothing moves when loss or gradient is not finite."""
     with explain_memory(config.max_tokens_per_batch):
-        sums = backward(objective, model, step, crew, config.bf16, ranks)
+        sums = backward(objective, model, step, crew, config.bf16, ranks, noise=(config.seed, number))
     sums["grad_norm"] = (clip(model, config.optim.max_grad_norm), 1.0)
     refuse_nonfinite(sums, step, number, folder, ranks)
     for group in optimizer.param_groups:
@@ -56,11 +57,13 @@ def take_step(
 
 
 def backward(
-    objective: Objective, model: nn.Module, step: list[Batch], crew: Crew, bf16: bool, ranks: Ranks = ALONE
-) -> dict[str, tuple[float, float]]:
+    objective: Objective, model: nn.Module, step: list[Batch], crew: Crew, bf16: bool, ranks: Ranks = ALONE,
+    noise: tuple[int, int] = (0, 0),
+) -> dict[str, tuple[float, float]]:  # fmt: skip
     """Add the gradient of a step: each term's sum over all its microbatches, divided by the term's weight over all of them.
 
-    Each rank computes its share of the microbatches; gradients and metrics are summed over the ranks.
+    Each rank computes its share of the microbatches; gradients and metrics are summed over the ranks. `noise` is (seed, step):
+    with a microbatch's number in the step it seeds what that one draws.
     """
     device = next(model.parameters()).device
     step = [replace(batch, layout=batch.layout.to(device)) for batch in step]
@@ -69,7 +72,9 @@ def backward(
     with torch.no_grad(), autocast():
         step = objective.prepare(model, step)
     totals = {name: sum(batch.weights[name] for batch in step) or 1.0 for name in step[0].weights}
-    for batch in ranks.deal(step):
+    for place, batch in ranks.deal(list(enumerate(step))):
+        (drawn_from,) = np.random.SeedSequence([*noise, place]).generate_state(1, np.uint64).tolist()
+        torch.manual_seed(drawn_from)
         with autocast():  # of its own: casts of weights that `prepare` left behind carry no gradient
             losses = objective.loss(model, batch, crew)
         terms = {name: term / totals[name] for name, term in losses.terms.items()}
