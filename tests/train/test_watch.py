@@ -81,7 +81,13 @@ def test_said_once_and_again_at_the_end(tmp_path: Path, capsys: pytest.CaptureFi
 
 
 def test_every_warning_has_its_place_on_the_page() -> None:
+    """The page is named by its title and says more; the warning itself, which any installation prints, says what to do."""
     root = Path(watch.__file__).parents[2]
-    anchors = set(re.findall(r"\{#([a-z-]+)\}", (root / watch.PAGE).read_text(encoding="utf-8")))
+    page = (root / "docs" / "stages" / "warnings.md").read_text(encoding="utf-8")
+    assert page.startswith(f"# {watch.PAGE}\n") and f"- {watch.PAGE}: stages/warnings.md" in (root / "mkdocs.yml").read_text()
     source = Path(watch.__file__).read_text(encoding="utf-8")
-    assert set(re.findall(r'_say\("([a-z-]+)"', source)) <= anchors
+    said = set(re.findall(r'_say\("([a-z-]+)"', source))
+    assert said == watch.ADVICE.keys() and said <= set(re.findall(r"\{#([a-z-]+)\}", page))
+    warned: list[str] = []
+    watch.Watch(lambda name, text: warned.append(text)).rows([row([1, 1, 7, 8])], [1])
+    assert "will not learn to end its responses; look at --dry_run" in warned[0] and "docs/" not in warned[0]

@@ -6,7 +6,7 @@
     samples       -> endless(samples)          drawn on the way
 
 All are pure functions of names and numbers: no method is known here, a metric is judged by what its name means everywhere.
-Each warning names the page that explains it. Left out: what to do about it (the page says that).
+Each warning says what to do first, and the page that explains it by its name: an installed package holds no pages.
 """
 
 from __future__ import annotations
@@ -21,7 +21,13 @@ from trueline.models.attention import tree_tokens
 from trueline.objectives.base import Batch
 from trueline.records import Row
 
-PAGE = "docs/stages/warnings.md"
+PAGE = "Warnings of a run"
+"""Title of the documentation's page."""
+ADVICE = {
+    "stop-token-never-trained": "look at --dry_run and trueline tokenizer lint, and raise max_length where rows are cut",
+    "both-log-probs-fall": "lower learning_rate or the epochs, raise objective.beta, or train on the chosen responses first",
+    "responses-never-end": "look at samples.jsonl, and see whether rows are cut or end without a stop token",
+}
 LINES = 3
 """Log lines in a row that must agree before a trend is one."""
 
@@ -47,7 +53,7 @@ class Watch:
 
     def _say(self, name: str, text: str) -> None:
         if text:
-            self.warn(name, f"{text}: {PAGE}#{name}")
+            self.warn(name, f"{text}; {ADVICE[name]} (documentation: {PAGE}, {name})")
 
 
 def never_stops(rows: Sequence[Row], stop_ids: Sequence[int]) -> str:
