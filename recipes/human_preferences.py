@@ -8,7 +8,7 @@
     folds/0..4      a reward model per fold of the HH-RLHF harmless pairs, and the gaps it gives the pairs of its fold
     dpo/            DPO on the pairs outside of fold 0
     helpful/0..1    reward models on tulu1 and pandalm, each tested on the half of the prompts that it has not seen
-    harmless/       a reward model on all HH pairs, for the sets of helpfulness and LLMBar
+    harmless/       what fold 0's reward model says of the sets of helpfulness and of LLMBar
     unread/ curve/  folds from the base model that has read code only; folds from fewer pairs
     report.md       the tables; reliability.svg
 
@@ -229,7 +229,7 @@ class Settings:
 
 
 def run(data: Path, out: Path, base: Path, *, only: int | None, extra: int, seed: int, steps: int = 0, tokens: tuple[int, int]) -> str:
-    """All stages, the dear ones last; returns the tables."""
+    """All stages; returns the tables."""
     english, instructions = tokens
     sft = start(data, out / "start", base, english_tokens=english, sft_tokens=instructions, seed=seed, steps=steps)
     sets, abouts = read_sets(data, out, load_tokenizer(sft))
@@ -240,15 +240,14 @@ def run(data: Path, out: Path, base: Path, *, only: int | None, extra: int, seed
     crossed(sft, hh, out / "folds", range(FOLDS) if only is None else [only], settings)
     if only is not None:
         return f"fold {only} is done: {out / 'folds' / str(only)}"
+    for name, pairs in sets.items():
+        gaps(out / "folds/0", pairs, out / f"harmless/{name}.json")
     prefer(sft, hh, out / "dpo", settings)
     helpfulness(sft, sets, out / "helpful", settings)
     some = range(min(extra, FOLDS))
     crossed(base, hh, out / "unread", some, settings)
     for share in (0.5, 0.25):
         crossed(sft, hh, out / f"curve/{share:g}", some, settings, share)
-    harmless = reward_model(sft, hh, out / "harmless", settings.rate, seed, steps)
-    for name, pairs in sets.items():
-        gaps(harmless, pairs, out / f"harmless/{name}.json")
     return report(out)
 
 
