@@ -17,7 +17,7 @@ A turn starts where the generation prompt ends and stops after its end token. Ho
 Text written by people may spell control tokens. They are replaced by aliases of equal length before rendering
 (encode.py), so what still reads "<|im_end|>" in the rendered text was written by the template.
 
-Jinja is set up as in transformers: sandboxed, trim_blocks, lstrip_blocks, loop controls, tojson, raise_exception,
+Jinja is set up as in transformers: sandboxed (with an end: sandbox.py), trim_blocks, lstrip_blocks, loop controls, tojson, raise_exception,
 strftime_now. Left out: several named templates in one tokenizer (the one called "default" is used), documents for
 retrieval templates.
 """
@@ -36,9 +36,9 @@ import jinja2
 import jinja2.ext
 import jinja2.nodes
 import jinja2.parser
-import jinja2.sandbox
 
 from trueline.records import Message
+from trueline.tokens.sandbox import STEPS, Sandbox, TooMuch
 
 CHATML = (
     "{% for message in messages %}"
@@ -92,10 +92,8 @@ class ChatTemplate:
 
     @cached_property
     def _compiled(self) -> jinja2.Template:
-        environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols]
-        )
-        environment.filters["tojson"] = _tojson
+        environment = Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols])
+        environment.filters["tojson"] = environment.guarded("tojson", _tojson)
         environment.globals["raise_exception"] = _raise
         environment.globals["strftime_now"] = lambda form: (self.now or datetime.now()).strftime(form)
         try:
@@ -123,6 +121,8 @@ class ChatTemplate:
         """The conversation as text. `marks` are written around every `{% generation %}` block."""
         variables: dict[str, Any] = {**self.names, MARKS: marks}
         compiled = self._compiled
+        assert isinstance(compiled.environment, Sandbox)
+        compiled.environment.begin(sum(map(len, strings(list(messages)))))
         try:
             return compiled.render(
                 messages=list(messages),
@@ -131,6 +131,11 @@ class ChatTemplate:
                 add_generation_prompt=add_generation_prompt,
                 **variables,
             )
+        except TooMuch:
+            raise ValueError(
+                f"the chat template takes more than {STEPS:,} steps for one conversation, so it is broken or was written to harm: "
+                "use another chat_template"
+            ) from None
         except jinja2.TemplateError as error:
             reason = f"the chat template refuses the messages: {(error.message or type(error).__name__).rstrip('.')}"
             raise TemplateError(f"{reason[0].upper()}{reason[1:]}.", reason[:120]) from error
