@@ -11,7 +11,7 @@ EXTRAS := test
 MINUTES ?= 13
 OUT ?= out/quickstart
 
-.PHONY: help setup demo test soak lowest lint types bench docs wheel clean
+.PHONY: help setup demo test soak fuzz lowest lint types bench docs wheel clean
 help:            ## this list
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile
 
@@ -31,6 +31,10 @@ test: lint types  ## lint, types, doors, the fast tests and a sample of the slow
 soak: docs  ## the slow tests, the documentation, and the fast tests as an older processor would run them
 	$(BIN)/python -m pytest -q -m slow
 	ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=AVX2 $(BIN)/python -m pytest -q -m "not slow"
+
+fuzz: .venv/ready  ## the readers of files and templates under atheris (Linux, macOS), five minutes each
+	$(PIP) install --quiet atheris
+	for target in header template rows; do $(BIN)/python -m tests.fuzz.coverage_guided $$target 300 || exit 1; done
 
 lowest:          ## the fast tests on the lowest versions that pyproject.toml names, in .venv/lowest
 	$(PYTHON) -m venv .venv/lowest

@@ -133,6 +133,17 @@ def test_deep_nesting(name: str, tmp_path: Path) -> None:
     assert name in sentence_or_nothing(lambda: read(tmp_path / name, None))
 
 
+def test_an_arrow_file_that_claims_more_than_there_is(tmp_path: Path) -> None:
+    """Found by coverage_guided: the length of a batch, 844 TB in a file of 816 bytes. Here every aligned number becomes that."""
+    if "a.arrow" not in FILES:
+        pytest.skip("pyarrow is not installed")
+    data, said = FILES["a.arrow"], set[str]()
+    for place in range(8, len(data) - 8, 8):
+        (tmp_path / "a.arrow").write_bytes(data[:place] + (3 << 48 | 0x130).to_bytes(8, "little") + data[place + 8 :])
+        said.add(sentence_or_nothing(lambda: read(tmp_path / "a.arrow", None)))
+    assert any("it asks for more memory than there is" in one or "malloc" in one for one in said), said
+
+
 @pytest.mark.parametrize(
     ("name", "start"),
     [("a.jsonl.gz", b'{"text": "'), ("a.json.gz", b'[{"text": "'), ("b.json.gz", b'{"text": "'), ("a.csv.gz", b'text\n"'),

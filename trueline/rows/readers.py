@@ -306,9 +306,11 @@ def _arrow(path: Path) -> Iterator[Object]:
                 for row in batch.to_pylist():
                     number += 1
                     yield f"{path}:{number}", row
-        # text that is no UTF-8 and dates of no calendar are ValueErrors; broken offsets are OSErrors
-        except (lib.ArrowException, ValueError, OSError, OverflowError) as error:
-            raise ValueError(f"{path} is not readable as {kind} after row {number}: {error}") from None
+        # text that is no UTF-8 and dates of no calendar are ValueErrors; broken offsets are OSErrors; a length that the file
+        # does not have is a MemoryError, since the library reserves it first
+        except (lib.ArrowException, ValueError, OSError, OverflowError, MemoryError) as error:
+            said = str(error) or "it asks for more memory than there is"
+            raise ValueError(f"{path} is not readable as {kind} after row {number}: {said}") from None
 
 
 def _ipc(module: Any, lib: Any, source: BinaryIO) -> Any:
