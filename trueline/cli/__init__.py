@@ -85,11 +85,7 @@ def dispatch(words: list[str]) -> int:
 
 def explain(error: Exception) -> str | None:
     """The sentence for a user's mistake or a full memory; None for a defect, whose traceback must be seen."""
-    if (
-        isinstance(error, MemoryError)
-        or "can't allocate memory" in str(error)
-        or type(error).__name__ == "OutOfMemoryError"
-    ):
+    if out_of_memory(error):
         return "out of memory: lower --max_tokens_per_batch or --max_length, or switch on --gradient_checkpointing"
     if "No space left on device" in str(error) or (isinstance(error, OSError) and error.errno in FULL):
         where = f" where {error.filename} goes" if isinstance(error, OSError) and error.filename else ""
@@ -104,6 +100,13 @@ def explain(error: Exception) -> str | None:
     if isinstance(error, ValueError | OSError) and raised_by_us(error.__traceback__):
         return str(error)
     return None
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether the machine's memory, or its GPU's, did not suffice. A name for torch's error, which is not imported here."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
 
 
 def raised_by_us(traceback: TracebackType | None) -> bool:

@@ -19,7 +19,9 @@ import tyro
 import yaml
 from rich.console import Console
 
+from trueline.cli import out_of_memory
 from trueline.cli.places import BASE, COLUMNS, DATA, MODEL, MORE_DATA, column_names, model_folder
+from trueline.cli.plan import memory_advice
 from trueline.cli.runs import COMMAND
 from trueline.cli.show import show_plan
 from trueline.objectives.base import Objective
@@ -32,6 +34,7 @@ from trueline.store import write_atomic
 from trueline.tokens import encode_prompt, load_tokenizer
 from trueline.train import TrainConfig, override, train
 from trueline.train.api import plan
+from trueline.train.forecast import highest
 from trueline.train.ranks import of_environment
 
 if TYPE_CHECKING:
@@ -68,7 +71,8 @@ class MethodOptions:
     )
     """Where metrics go besides metrics.jsonl: tensorboard, wandb, both, or neither (nothing after the flag)."""
     dry_run: bool = False
-    """Show what would happen and train nothing: effective batch, steps, what is cut, samples with their loss mask."""
+    """Show what would happen and train nothing: effective batch, steps, what is cut, samples with their loss mask. Of a hub id
+    only config and tokenizer are fetched; weights that a run would fetch are named."""
 
 
 def options_of(objective: type[Any]) -> type[Any]:
@@ -106,17 +110,22 @@ def run_method(options: Any) -> None:
     new_folder = not options.out.exists()
     wrote = first and keep_command(objective.verb, options, anew=False)
     draw = drawer(rows, folder, console) if config.evals.sample_steps and objective.head == "tokens" else None
+    start, full = highest(config.device), False
     try:
         train(
             objective, folder, rows,
             out=options.out, eval_rows=held, config=config, draw=draw, sinks=sinks_of(options),
         )  # fmt: skip
-    except BaseException:
+    except BaseException as error:
         if wrote and not (options.out / "run.json").exists():  # refused before it began: the folder is as it was
             (options.out / COMMAND).unlink()
             if new_folder and not any(options.out.iterdir()):
                 options.out.rmdir()
-        raise
+        full = out_of_memory(error)
+        if not full:
+            raise
+    if full:  # behind the handler, which holds what the failed step had
+        raise ValueError(memory_advice(options, start))
     if first:
         keep_command(objective.verb, options, anew=True)
     verb = "eval --data PAIRS" if objective.head == "scalar" else 'generate "..."'

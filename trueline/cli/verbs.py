@@ -67,6 +67,7 @@ OTHERS = (
         "perplexity and bits per byte, or a reward model's accuracy and calibration",
     ),
     Verb("merge", "Use a model", "trueline.cli.merge:Merge", "an adapter and its base as one plain model"),
+    Verb("plan", "Look after runs", "trueline.cli.plan:Plan", "predict peak memory and time, and what to change when it does not fit"),
     Verb(
         "run",
         "Look after runs",

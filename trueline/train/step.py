@@ -12,8 +12,7 @@ Left out: what a step's rows are (feeds and objectives), and what follows it (lo
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -45,8 +44,7 @@ def take_step(
     ranks: Ranks,
 ) -> dict[str, tuple[float, float]]:
     """Move the weights by one step at this learning rate; nothing moves when loss or gradient is not finite."""
-    with explain_memory(config.max_tokens_per_batch):
-        sums = backward(objective, model, step, crew, config.bf16, ranks, noise=(config.seed, number))
+    sums = backward(objective, model, step, crew, config.bf16, ranks, noise=(config.seed, number))
     sums["grad_norm"] = (clip(model, config.optim.max_grad_norm), 1.0)
     refuse_nonfinite(sums, step, number, folder, ranks)
     for group in optimizer.param_groups:
@@ -107,12 +105,3 @@ def refuse_nonfinite(sums: Sums, step: Sequence[Batch], number: int, folder: Pat
             keep_rows(path, [row for batch in step for row in batch.rows])
         ranks.gather("kept")
         raise ValueError(f"step {number} has loss {loss} and gradient norm {norm}: not taken; its rows are in {path}")
-
-
-@contextmanager
-def explain_memory(max_tokens: int) -> Iterator[None]:
-    """Say what to do when the device's memory does not suffice."""
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        raise ValueError(f"out of memory: lower max_tokens_per_batch (now {max_tokens}) or max_length") from error

@@ -1,0 +1,299 @@
+"""Peak memory and time of a run before it starts, and what to change where the memory does not suffice.
+
+    found = forecast(SFT(), "base", "pairs.jsonl", max_length=512, limit=8 << 30)
+    print(found)                  the parts of the peak, the time
+    found.ways                    changes that are enough, the mildest first; none when it fits
+
+    peak = process + tensors
+
+Tensors are counted, not fitted: the run's own step is carried out on its largest microbatch with tensors that have no
+memory (footprint.py), for the run as it is and once more for every change that is advised. What counting cannot see
+(libraries as their code is used, scratch space of kernels, losses of the allocator) is what a short real probe takes
+beyond its tensors. Time is the probe's, per position and per step.
+
+Left out: several ranks (each takes as much), the time of checkpoints and of reading rows and weights.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from trueline.models.attention import tree_tokens
+from trueline.models.decoder import Decoder
+from trueline.models.products import choose, products
+from trueline.objectives.base import Objective
+from trueline.protocols import Crew
+from trueline.tokens import Tokenizer
+from trueline.train.api import Job, refuse_misfit, resolve
+from trueline.train.config import TrainConfig, override
+from trueline.train.data import Data
+from trueline.train.feed import StoredFeed
+from trueline.train.footprint import Sketch, clock, footprint, largest, one_step, sketch_of, steps_of, up_to
+from trueline.train.optim import adamw
+
+Settings = dict[str, int]
+"""Options by their flat names."""
+MEGABYTE = 1 << 20
+PROBE = 512
+"""Positions of the probe, about."""
+UNSEEN = 64 * MEGABYTE
+"""What a process takes beyond its tensors once it trains, where no probe can tell."""
+SHORTEST = 32
+"""No shorter max_length is advised."""
+PRICES = {
+    "max_tokens_per_batch": "the same gradient, in more parts",
+    "gradient_accumulation_steps": "the same gradient, in more parts",
+    "gradient_checkpointing": "the same gradient, in a third more time",
+    "lora_r": "another run: an adapter is trained, not all weights",
+    "max_length": "another run: longer sequences are cut",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Way:
+    """A change of options that is enough."""
+
+    settings: Settings
+    peak: int
+    """Bytes, with the change."""
+
+    def __str__(self) -> str:
+        said = ", ".join(f"{name} = {str(value).lower()}" for name, value in self.settings.items())
+        prices = dict.fromkeys(PRICES[name] for name in self.settings if name in PRICES)
+        return f"{said}: {self.peak / MEGABYTE:,.0f} MB ({'; '.join(prices)})"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Forecast:
+    """Bytes and seconds of a run."""
+
+    parts: dict[str, int]
+    """What the peak is made of: name -> bytes."""
+    steps: int
+    seconds: float | None
+    """Of all steps, with reference log-probs and evaluation; None where no step could be tried."""
+    limit: int | None
+    """Bytes that there are, where that is known."""
+    floor: int
+    """Bytes before the first row is computed: process, weights, moments."""
+    ways: tuple[Way, ...]
+
+    @property
+    def peak(self) -> int:
+        return sum(self.parts.values())
+
+    @property
+    def fits(self) -> bool:
+        return self.limit is None or self.peak <= self.limit
+
+    def __str__(self) -> str:
+        lines = [f"{size / MEGABYTE:9,.0f} MB  {name}" for name, size in self.parts.items()]
+        lines.append(f"{self.peak / MEGABYTE:9,.0f} MB  at the peak")
+        if self.seconds is None:
+            lines.append(f"{'?':>9} min {self.steps:,} steps: too large to try one here")
+        else:
+            lines.append(f"{self.seconds / 60:9,.1f} min {self.steps:,} steps, {self.seconds / self.steps:.2g} s each")
+        return "\n".join(lines)
+
+    def advice(self) -> str:
+        """What to change, in one sentence."""
+        if self.ways:
+            return "use " + ", or ".join(str(way) for way in self.ways[:3])
+        return (
+            f"no option is enough, so take a smaller model, or more memory: before the first row is computed this one takes "
+            f"{self.floor / MEGABYTE:,.0f} MB"
+        )
+
+
+def forecast(
+    objective: Objective,
+    model: str | Path,
+    rows: Data,
+    *,
+    tokenizer: Tokenizer | None = None,
+    eval_rows: Data | None = None,
+    config: TrainConfig | None = None,
+    limit: int | None = None,
+    start: int | None = None,
+    **overrides: Any,
+) -> Forecast:
+    """What `train` would need with the same arguments. Writes nothing.
+
+    limit    bytes to fit into; default: what the machine, or its GPU, has
+    start    bytes that the process holds without the model, where it is known; then nothing is probed
+
+    In a fresh process the figures are those of a training process; memory that this one took earlier counts, too.
+    """
+    job = resolve(objective, model, rows, eval_rows, tokenizer, config, overrides, None)
+    there = memory_of(job.config.device)
+    limit = there if limit is None else limit
+    sketch = sketch_of(job, model)
+    refuse_misfit(sketch.shape, (*job.rows, *job.held), job.tokenizer)
+    fullest = largest(job)
+    process, speed = (UNSEEN + start, None) if start is not None else probe(job, sketch, there)
+    found = footprint(job, sketch, fullest.rows)
+    parts = {"the process: libraries, rows, what kernels use": process, "weights": found.weights}
+    if found.peak == found.training:
+        parts |= {"AdamW's moments": found.moments}
+        rest = f"gradients and activations; the largest microbatch has {fullest.positions:,} positions"
+    elif found.peak == found.reference:
+        rest = f"reference log-probs, {job.config.max_tokens_per_batch:,} positions at a time (max_tokens_per_batch)"
+    else:
+        rest = "the file of the weights, while it is read"
+    parts |= {rest: process + found.peak - sum(parts.values())}
+    room = limit - process if limit is not None else found.peak
+    return Forecast(
+        parts=parts, steps=job.total_steps, seconds=speed.of_run(job, fullest.mean) if speed is not None else None, limit=limit,
+        floor=process + found.weights + found.moments, ways=tuple(ways(job, sketch, process, room)) if found.peak > room else (),
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Seconds."""
+
+    position: float
+    """Of forward and backward of one position."""
+    forward: float
+    """Of its forward alone."""
+    update: float
+    """Of the optimizer, per step."""
+
+    def of_run(self, job: Job, positions: float) -> float:
+        """All steps of so many positions each, reference log-probs of all rows, and evaluations."""
+        evaluations = 1 + (job.total_steps // job.config.evals.eval_steps if job.config.evals.eval_steps else 0)
+        held = sum(map(tree_tokens, job.held))
+        passed = evaluations * held
+        if "reference" in job.objective.needs:
+            passed += sum(map(tree_tokens, job.rows)) + held
+        return job.total_steps * (positions * self.position + self.update) + passed * self.forward
+
+
+def probe(job: Job, sketch: Sketch, there: int | None) -> tuple[int, Speed | None]:
+    """Bytes of the process beyond its tensors, and its speed, from two short steps of a model of that shape.
+
+    Nothing is tried where five copies of the model would not be `there`.
+    """
+    config, kind = job.config, job.config.device.split(":")[0]
+    start = highest(config.device)
+    if kind == "cpu" and not start:
+        raise ValueError("this system does not say how much memory a process takes: plan on Linux or macOS")
+    with torch.device("meta"):
+        weights = sum(p.numel() * p.element_size() for p in Decoder(sketch.shape).parameters())
+    if there is not None and start + 5 * weights > there:
+        return start + UNSEEN, None
+    rows = list(up_to(next(iter(StoredFeed(job.rows, job.rows_per_step, config.seed))), PROBE))
+    positions = sum(map(tree_tokens, rows))
+    backend = choose().backend if kind == "cpu" and not config.bf16 else "default"
+    with products(backend):
+        policy = sketch.build(config)
+        optimizer = adamw(policy, config.optim)
+        for _ in range(2):  # the second one meets the optimizer's moments, and code that was used before
+            gradient, update = one_step(job, policy, optimizer, steps_of(job, rows))
+        with torch.no_grad():
+            began = clock(config.device)
+            for batch in steps_of(job, rows):
+                job.objective.loss(policy, batch, Crew())
+            forward = clock(config.device) - began
+    del policy, optimizer
+    beyond = highest(config.device) - start  # before anything is imported for the counting
+    beyond -= footprint(job, sketch, rows, reference=False).training
+    return start + max(0, beyond), Speed(gradient / positions, forward / positions, update)
+
+
+def ways(job: Job, sketch: Sketch, process: int, room: int) -> Iterator[Way]:
+    """Changes with which the tensors fit into `room`, the mildest first, each counted with the change made."""
+    config = job.config
+    smaller = narrowed(job, sketch, {}, room)
+    if smaller is not None:
+        yield Way(settings=smaller[0], peak=process + smaller[1])
+        rows, times = config.per_device_train_batch_size, config.gradient_accumulation_steps
+        while rows % 2 == 0:
+            rows, times = rows // 2, times * 2
+            settings = {"per_device_train_batch_size": rows, "gradient_accumulation_steps": times}
+            if (peak := changed(job, sketch, settings)) <= room:
+                yield Way(settings=settings, peak=process + peak)
+                break
+    recompute = {} if config.gradient_checkpointing else {"gradient_checkpointing": True}
+    adapter = {"lora_r": 16} if sketch.adaptable and not config.lora.lora_r else {}
+    found = smaller is not None
+    for settings in (recompute, adapter):
+        if settings and (way := narrowed(job, sketch, settings, room)) is not None:
+            found = True
+            yield Way(settings=way[0], peak=process + way[1])
+    if found or (room <= changed(job, sketch, recompute | adapter | {"max_length": min(SHORTEST, config.max_length)})):
+        return
+    length = config.max_length
+    while not found:
+        shorter = {"max_length": length} if length < config.max_length else {}
+        if (way := narrowed(job, sketch, recompute | adapter | shorter, room)) is not None:
+            found = True
+            yield Way(settings=way[0], peak=process + way[1])
+        length = max(SHORTEST, length // 2)
+
+
+def narrowed(job: Job, sketch: Sketch, settings: Settings, room: int) -> tuple[Settings, int] | None:
+    """The settings, with no more positions per microbatch than fit into the room, and the bytes that tensors take then; None where
+    the longest row alone is too much."""
+    other = applied(job, settings)
+    least, most = max(map(tree_tokens, other.rows)), min(other.config.max_tokens_per_batch, largest(other).positions)
+    low = changed(job, sketch, settings | {"max_tokens_per_batch": least})
+    if low > room:
+        return None
+    high = changed(job, sketch, settings)
+    if high <= room:
+        return settings, high
+    for share in (0.95, 0.7, 0.4):  # of where the peak would fit if it were linear in the positions
+        tokens = least + int(share * (room - low) / (high - low) * (most - least))
+        wanted = settings | {"max_tokens_per_batch": tokens}
+        if tokens > least and (peak := changed(job, sketch, wanted)) <= room:
+            return wanted, peak
+    return settings | {"max_tokens_per_batch": least}, low
+
+
+def changed(job: Job, sketch: Sketch, settings: Settings) -> int:
+    """Bytes of tensors at the peak with other settings."""
+    other = applied(job, settings)
+    return footprint(other, sketch, largest(other).rows).peak
+
+
+def applied(job: Job, settings: Settings) -> Job:
+    """The job with other settings, its rows cut to another max_length."""
+    length = settings.get("max_length", job.config.max_length)
+    cut = [
+        replace(row, ids=tuple(ids_L[:length] for ids_L in row.ids), scored=tuple(scored_L[:length] for scored_L in row.scored))
+        for row in job.rows
+    ]
+    rows = [row for row in cut if any(scored_L.any() for scored_L in row.scored)]
+    return replace(job, rows=rows or cut, config=override(job.config, **settings))
+
+
+def highest(device: str) -> int:
+    """Bytes: the process's highest resident set so far, or the most that a GPU's allocator has taken; 0 where no one says."""
+    if device.startswith("cuda"):
+        return torch.cuda.max_memory_reserved(device)
+    try:
+        import resource
+    except ImportError:
+        return 0
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def memory_of(device: str) -> int | None:
+    """Bytes that a process may take on the device; None where the system does not say."""
+    if device.startswith("cuda"):
+        return torch.cuda.get_device_properties(device).total_memory
+    try:
+        there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError):
+        return None
+    group = Path("/sys/fs/cgroup/memory.max")  # of a container
+    said = group.read_text(encoding="ascii").strip() if group.is_file() else ""
+    return min(there, int(said)) if said.isdigit() else there
