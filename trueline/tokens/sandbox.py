@@ -72,6 +72,9 @@ class Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
             raise TooMuch
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
+        if operator == "+" and type(left) is type(right) is str:  # what templates do most
+            self.spend(1 + (len(left) + len(right)) / CHARACTERS)
+            return left + right
         sizes = size(left), size(right)
         match operator, left, right:
             case "*", str() | list() | tuple(), int():
@@ -123,7 +126,7 @@ class Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
         return sum(map(size, value)) + len(value) if name == "join" and isinstance(value, list | tuple) else size(value)
 
     def _written(self, value: Any) -> Any:
-        self.spend(1 + size(value) / CHARACTERS)
+        self.spend(1 + (len(value) if type(value) is str else size(value)) / CHARACTERS)
         return value
 
     def _loop(self, values: Iterable[Any]) -> Iterable[Any]:
@@ -161,7 +164,7 @@ class _Counted(jinja2.visitor.NodeTransformer):
         return _filter(jinja2.nodes.List(node.nodes, lineno=node.lineno), CONCAT)
 
 
-def _filter(node: jinja2.nodes.Expr, name: str) -> jinja2.nodes.Filter:
+def _filter(node: jinja2.nodes.Node, name: str) -> jinja2.nodes.Filter:
     return jinja2.nodes.Filter(node, name, [], [], None, None, lineno=node.lineno)
 
 

@@ -122,7 +122,7 @@ class ChatTemplate:
         variables: dict[str, Any] = {**self.names, MARKS: marks}
         compiled = self._compiled
         assert isinstance(compiled.environment, Sandbox)
-        compiled.environment.begin(sum(map(len, strings(list(messages)))))
+        compiled.environment.begin(len(str(messages)))
         try:
             return compiled.render(
                 messages=list(messages),
