@@ -142,6 +142,10 @@ def test_an_arrow_file_that_claims_more_than_there_is(tmp_path: Path) -> None:
         (tmp_path / "a.arrow").write_bytes(data[:place] + (3 << 48 | 0x130).to_bytes(8, "little") + data[place + 8 :])
         said.add(sentence_or_nothing(lambda: read(tmp_path / "a.arrow", None)))
     assert any("it asks for more memory than there is" in one or "malloc" in one for one in said), said
+    first, second = (len(ROWS[0]["prompt"]) * n for n in (1, 2))  # where the first two prompts of the column end
+    place = data.index(first.to_bytes(4, "little") + second.to_bytes(4, "little"))
+    (tmp_path / "a.arrow").write_bytes(data[: place + 4] + (0x70000000).to_bytes(4, "little") + data[place + 8 :])
+    assert "is not readable as arrow" in sentence_or_nothing(lambda: read(tmp_path / "a.arrow", None))
 
 
 @pytest.mark.parametrize(
