@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 
 from recipes.human_preferences_report import report
-from recipes.human_preferences_start import data_folder, jsonl, made_up, start
+from recipes.human_preferences_start import data_folder, jsonl, made_up, prompt_key, start
 from recipes.human_preferences_words import FOLDS, TextPair, fold_of, text_pair
 from trueline.evals.kl import sequence_kl
 from trueline.models.files import load_model, load_scalar_model
@@ -257,6 +257,8 @@ def read_sets(data: Path, out: Path, tokenizer: Tokenizer) -> tuple[dict[str, li
     for name, (file, response_most, column, verdict) in SETS.items():
         path = data / f"preference/{file}.jsonl.gz"
         pairs, about = read_pairs(path, tokenizer, response_most, verdict)
+        if name != "hh":  # tulu1 and pandalm share questions, written with other blanks: both go into the same half
+            pairs = [replace(p, text=replace(p.text, group=prompt_key(p.text.group))) for p in pairs]
         rows = jsonl(path)
         notes = [[rows[p.line - 1].get(one, "") for one in column] for p in pairs]
         if name == "llmbar":  # its other subsets are human judgements on other sets' questions

@@ -82,9 +82,11 @@ def compared(first: str, a_N: np.ndarray, second: str, b_N: np.ndarray, pairs: S
     one, other = right(a_N), right(b_N)
     gain = paired_difference(one, other, [pair.group for pair in pairs])
     wins, losses = int((one > other).sum()), int((one < other).sum())
+    loss = paired_difference(np.logaddexp(0, -a_N), np.logaddexp(0, -b_N), [pair.group for pair in pairs])
     return (
         f"{first} minus {second}: {100 * gain.estimate:+.1f} points ({100 * gain.low:+.1f} to {100 * gain.high:+.1f}); only the first "
-        f"right {wins}, only the second {losses}, exact McNemar p = {sign_test(wins, losses):.3f}"
+        f"right {wins}, only the second {losses}, exact McNemar p = {sign_test(wins, losses):.3f}; "
+        f"log loss {loss.estimate:+.4f} ({loss.low:+.4f} to {loss.high:+.4f})"
     )
 
 
