@@ -6,7 +6,7 @@ Claim: the prediction is within 10 % of the highest resident set of the run.
 
 Runs: the bench's models S and M (training.py), all verbs, several batches, accumulation, checkpointing, adapters.
 Measured: the highest resident set of the process `trueline VERB --config ...` over two steps, as the system reports it, and
-the seconds of those steps (with a reference's pass over the rows) by the run's own log. A memory peak does not depend on what
+its seconds from the first word about the run to the last step. A memory peak does not depend on what
 else the machine does; seconds do, so their column only means something on a machine that is idle.
 Left out: GPUs.
 """
@@ -20,7 +20,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from datetime import date
+from datetime import date, datetime
 from pathlib import Path
 from typing import Any
 
@@ -55,11 +55,12 @@ def peak_of(words: list[str], threads: int) -> tuple[float, str]:
     return usage.ru_maxrss / (1 << 20 if sys.platform == "darwin" else 1024), text
 
 
-def seconds_of(out: Path) -> float:
-    """What the steps of a run took, by its own lines."""
-    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    tokens = [0, *(line["num_tokens"] for line in lines)]
-    return sum((tokens[i + 1] - tokens[i]) / line["tokens_per_second"] for i, line in enumerate(lines))
+def seconds_of(out: Path, verb: str) -> float:
+    """From the line that describes the run to its last step: reference log-probs are within."""
+    events = [json.loads(line) for line in (out / "events.jsonl").read_text(encoding="utf-8").splitlines()]
+    began = next(datetime.fromisoformat(one["time"]) for one in events if one["event"].startswith(f"{verb}: "))
+    last = (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[-1]
+    return json.loads(last)["time"] - began.timestamp()
 
 
 def compare(name: str, folder: Path, threads: int) -> str:
@@ -77,7 +78,7 @@ def compare(name: str, folder: Path, threads: int) -> str:
     assert found, said
     predicted, seconds = float(found[1].replace(",", "")), float(found[2]) * 2
     measured, _ = peak_of([run["verb"], "--config", str(config), "--out", str(folder / place)], threads)
-    took = seconds_of(folder / place)
+    took = seconds_of(folder / place, run["verb"])
     return f"| {name} | {predicted:,.0f} | {measured:,.0f} | {predicted / measured:.2f} | {seconds:.0f} | {took:.0f} |"
 
 

@@ -32,7 +32,7 @@ def test_plan(trueline: Trueline, config: Path) -> None:
     code, said, _ = trueline("plan", config)
     assert code == 0 and "fits into" in said and "min 2 steps, " in said
     sizes = [int(size.replace(",", "")) for size in re.findall(r"^ +([\d,]+) MB  ", said, re.M)]
-    assert len(sizes) == 5 and abs(sum(sizes[:-1]) - sizes[-1]) <= 2 and sizes[-1] > 100
+    assert len(sizes) == 6 and abs(sum(sizes[:-1]) - sizes[-1]) <= 2 and sizes[-1] > 100
     assert sorted(path.name for path in config.parent.iterdir()) == ["c.yaml", "pairs.jsonl"]
     code, said, _ = trueline("plan", config, "--memory_gb", "0.01")
     assert code == 0 and "does not fit into 0.0 GB" in said and "take a smaller model" in said

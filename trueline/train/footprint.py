@@ -136,8 +136,7 @@ def largest(job: Job) -> Fullest:
     step = steps_of(job, best)
     place = max(range(len(step)), key=lambda number: step[number].layout.num_tokens)
     nearby = step[max(0, place - 1) :][:2]
-    rows = tuple(row for batch in nearby for row in batch.rows)
-    return Fullest(rows, step[place].layout.num_tokens, float(np.mean(counts)))
+    return Fullest(tuple(row for batch in nearby for row in batch.rows), step[place].layout.num_tokens, float(np.mean(counts)))
 
 
 def footprint(job: Job, sketch: Sketch, rows: Sequence[Row], *, reference: bool = True) -> Tensors:

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ from trueline.models.products import choose, products
 from trueline.objectives.base import Objective
 from trueline.protocols import Crew
 from trueline.tokens import Tokenizer
-from trueline.train.api import Job, refuse_misfit, resolve
+from trueline.train.api import Job, describe, refuse_misfit, resolve
 from trueline.train.config import TrainConfig, override
 from trueline.train.data import Data
 from trueline.train.feed import StoredFeed
@@ -43,7 +43,9 @@ Settings = dict[str, int]
 MEGABYTE = 1 << 20
 PROBE = 512
 """Positions of the probe, about."""
-UNSEEN = 64 * MEGABYTE
+SLACK = 0.3
+"""What allocator and kernels take on top of tensors beyond those of the probe, as a share of them (docs/stages/memory.md)."""
+UNSEEN = 40 * MEGABYTE
 """What a process takes beyond its tensors once it trains, where no probe can tell."""
 SHORTEST = 32
 """No shorter max_length is advised."""
@@ -74,6 +76,8 @@ class Way:
 class Forecast:
     """Bytes and seconds of a run."""
 
+    about: str
+    """The run in one line."""
     parts: dict[str, int]
     """What the peak is made of: name -> bytes."""
     steps: int
@@ -94,7 +98,7 @@ class Forecast:
         return self.limit is None or self.peak <= self.limit
 
     def __str__(self) -> str:
-        lines = [f"{size / MEGABYTE:9,.0f} MB  {name}" for name, size in self.parts.items()]
+        lines = [self.about, *(f"{size / MEGABYTE:9,.0f} MB  {name}" for name, size in self.parts.items())]
         lines.append(f"{self.peak / MEGABYTE:9,.0f} MB  at the peak")
         if self.seconds is None:
             lines.append(f"{'?':>9} min {self.steps:,} steps: too large to try one here")
@@ -137,9 +141,9 @@ def forecast(
     sketch = sketch_of(job, model)
     refuse_misfit(sketch.shape, (*job.rows, *job.held), job.tokenizer)
     fullest = largest(job)
-    process, speed = (UNSEEN + start, None) if start is not None else probe(job, sketch, there)
+    process, speed = (Process(UNSEEN + start, 0), None) if start is not None else probe(job, sketch, there)
     found = footprint(job, sketch, fullest.rows)
-    parts = {"the process: libraries, rows, what kernels use": process, "weights": found.weights}
+    parts = {"the process: libraries, rows, what kernels use": process.size, "weights": found.weights}
     if found.peak == found.training:
         parts |= {"AdamW's moments": found.moments}
         rest = f"gradients and activations; the largest microbatch has {fullest.positions:,} positions"
@@ -147,12 +151,29 @@ def forecast(
         rest = f"reference log-probs, {job.config.max_tokens_per_batch:,} positions at a time (max_tokens_per_batch)"
     else:
         rest = "the file of the weights, while it is read"
-    parts |= {rest: process + found.peak - sum(parts.values())}
-    room = limit - process if limit is not None else found.peak
+    total = process.total(found.peak)
+    parts |= {rest: process.size + found.peak - sum(parts.values())}
+    parts |= {"lost between tensors by the allocator, about": total - sum(parts.values())}
+    enough = ways(job, sketch, process, limit) if limit is not None and total > limit else ()
     return Forecast(
-        parts=parts, steps=job.total_steps, seconds=speed.of_run(job, fullest.mean) if speed is not None else None, limit=limit,
-        floor=process + found.weights + found.moments, ways=tuple(ways(job, sketch, process, room)) if found.peak > room else (),
+        about=describe(job), parts=parts, steps=job.total_steps, limit=limit, ways=tuple(enough),
+        seconds=speed.of_run(job, fullest.mean) if speed is not None else None,
+        floor=process.total(found.weights + found.moments),
     )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Process:
+    """What a process holds beside its tensors. Bytes."""
+
+    size: int
+    """While it held as many tensors as the probe."""
+    seen: int
+    """The most tensors of the probe."""
+
+    def total(self, tensors: int) -> int:
+        """All of it, with so many bytes of tensors at the peak."""
+        return self.size + tensors + round(SLACK * max(0, tensors - self.seen))
 
 
 @dataclass(frozen=True)
@@ -176,8 +197,8 @@ class Speed:
         return job.total_steps * (positions * self.position + self.update) + passed * self.forward
 
 
-def probe(job: Job, sketch: Sketch, there: int | None) -> tuple[int, Speed | None]:
-    """Bytes of the process beyond its tensors, and its speed, from two short steps of a model of that shape.
+def probe(job: Job, sketch: Sketch, there: int | None) -> tuple[Process, Speed | None]:
+    """What the process holds beyond its tensors, and its speed, from two short steps of a model of that shape.
 
     Nothing is tried where five copies of the model would not be `there`.
     """
@@ -188,7 +209,7 @@ def probe(job: Job, sketch: Sketch, there: int | None) -> tuple[int, Speed | Non
     with torch.device("meta"):
         weights = sum(p.numel() * p.element_size() for p in Decoder(sketch.shape).parameters())
     if there is not None and start + 5 * weights > there:
-        return start + UNSEEN, None
+        return Process(start + UNSEEN, 0), None
     rows = list(up_to(next(iter(StoredFeed(job.rows, job.rows_per_step, config.seed))), PROBE))
     positions = sum(map(tree_tokens, rows))
     backend = choose().backend if kind == "cpu" and not config.bf16 else "default"
@@ -203,65 +224,64 @@ def probe(job: Job, sketch: Sketch, there: int | None) -> tuple[int, Speed | Non
                 job.objective.loss(policy, batch, Crew())
             forward = clock(config.device) - began
     del policy, optimizer
-    beyond = highest(config.device) - start  # before anything is imported for the counting
-    beyond -= footprint(job, sketch, rows, reference=False).training
-    return start + max(0, beyond), Speed(gradient / positions, forward / positions, update)
+    most = highest(config.device)  # before anything is imported for the counting
+    tensors = footprint(job, sketch, rows, reference=False).training
+    return Process(max(start, most - tensors), tensors), Speed(gradient / positions, forward / positions, update)
 
 
-def ways(job: Job, sketch: Sketch, process: int, room: int) -> Iterator[Way]:
-    """Changes with which the tensors fit into `room`, the mildest first, each counted with the change made."""
+def ways(job: Job, sketch: Sketch, process: Process, limit: int) -> Iterator[Way]:
+    """Changes with which the run fits into `limit`, the mildest first, each counted with the change made."""
     config = job.config
-    smaller = narrowed(job, sketch, {}, room)
+
+    def peak(settings: Settings) -> int:
+        other = applied(job, settings)
+        return process.total(footprint(other, sketch, largest(other).rows).peak)
+
+    smaller = narrowed(job, {}, peak, limit)
     if smaller is not None:
-        yield Way(settings=smaller[0], peak=process + smaller[1])
+        yield smaller
         rows, times = config.per_device_train_batch_size, config.gradient_accumulation_steps
         while rows % 2 == 0:
             rows, times = rows // 2, times * 2
             settings = {"per_device_train_batch_size": rows, "gradient_accumulation_steps": times}
-            if (peak := changed(job, sketch, settings)) <= room:
-                yield Way(settings=settings, peak=process + peak)
+            if (size := peak(settings)) <= limit:
+                yield Way(settings=settings, peak=size)
                 break
-    recompute = {} if config.gradient_checkpointing else {"gradient_checkpointing": True}
-    adapter = {"lora_r": 16} if sketch.adaptable and not config.lora.lora_r else {}
+    recompute: Settings = {} if config.gradient_checkpointing else {"gradient_checkpointing": True}
+    adapter: Settings = {"lora_r": 16} if sketch.adaptable and not config.lora.lora_r else {}
     found = smaller is not None
     for settings in (recompute, adapter):
-        if settings and (way := narrowed(job, sketch, settings, room)) is not None:
+        if settings and (way := narrowed(job, settings, peak, limit)) is not None:
             found = True
-            yield Way(settings=way[0], peak=process + way[1])
-    if found or (room <= changed(job, sketch, recompute | adapter | {"max_length": min(SHORTEST, config.max_length)})):
+            yield way
+    all_of_it = recompute | adapter
+    if found or limit <= peak(all_of_it | {"max_length": min(SHORTEST, config.max_length)}):
         return
     length = config.max_length
     while not found:
         shorter = {"max_length": length} if length < config.max_length else {}
-        if (way := narrowed(job, sketch, recompute | adapter | shorter, room)) is not None:
+        if (way := narrowed(job, all_of_it | shorter, peak, limit)) is not None:
             found = True
-            yield Way(settings=way[0], peak=process + way[1])
+            yield way
         length = max(SHORTEST, length // 2)
 
 
-def narrowed(job: Job, sketch: Sketch, settings: Settings, room: int) -> tuple[Settings, int] | None:
-    """The settings, with no more positions per microbatch than fit into the room, and the bytes that tensors take then; None where
-    the longest row alone is too much."""
+def narrowed(job: Job, settings: Settings, peak: Callable[[Settings], int], limit: int) -> Way | None:
+    """The settings, with no more positions per microbatch than fit; None where the longest row alone is too much."""
     other = applied(job, settings)
     least, most = max(map(tree_tokens, other.rows)), min(other.config.max_tokens_per_batch, largest(other).positions)
-    low = changed(job, sketch, settings | {"max_tokens_per_batch": least})
-    if low > room:
+    low = peak(settings | {"max_tokens_per_batch": least})
+    if low > limit:
         return None
-    high = changed(job, sketch, settings)
-    if high <= room:
-        return settings, high
-    for share in (0.95, 0.7, 0.4):  # of where the peak would fit if it were linear in the positions
-        tokens = least + int(share * (room - low) / (high - low) * (most - least))
+    high = peak(settings)
+    if high <= limit:
+        return Way(settings=settings, peak=high)
+    for share in (0.95, 0.7, 0.4):  # of where it would fit if it were linear in the positions
+        tokens = least + int(share * (limit - low) / (high - low) * (most - least))
         wanted = settings | {"max_tokens_per_batch": tokens}
-        if tokens > least and (peak := changed(job, sketch, wanted)) <= room:
-            return wanted, peak
-    return settings | {"max_tokens_per_batch": least}, low
-
-
-def changed(job: Job, sketch: Sketch, settings: Settings) -> int:
-    """Bytes of tensors at the peak with other settings."""
-    other = applied(job, settings)
-    return footprint(other, sketch, largest(other).rows).peak
+        if tokens > least and (size := peak(wanted)) <= limit:
+            return Way(settings=wanted, peak=size)
+    return Way(settings=settings | {"max_tokens_per_batch": least}, peak=low)
 
 
 def applied(job: Job, settings: Settings) -> Job:
