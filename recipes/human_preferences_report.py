@@ -64,8 +64,12 @@ def whole(out: Path, name: str, count: int) -> np.ndarray:
 
 
 def share(gap_N: np.ndarray, groups: Sequence[str]) -> str:
-    """How often the preferred response is ahead."""
-    return "not run" if np.isnan(gap_N).any() else percent(bootstrap_mean(right(gap_N), groups))
+    """How often the preferred response is ahead; of a stage that ran in part, on the pairs that it has scored."""
+    known = np.flatnonzero(~np.isnan(gap_N))
+    if not len(known):
+        return "not run"
+    said = percent(bootstrap_mean(right(gap_N[known]), [groups[n] for n in known]))
+    return said if len(known) == len(gap_N) else f"{said}, {len(known)} pairs"
 
 
 def shown(name: str, gap_N: np.ndarray, pairs: Sequence[TextPair]) -> str:
@@ -110,6 +114,7 @@ def harmless(out: Path, pairs: Sequence[TextPair], abouts: Sequence[dict[str, An
     lost = abouts[0]["rows"] - len(pairs)
     of_all = [(float(right(gap_N).sum()) + lost / 2) / abouts[0]["rows"] for gap_N in (reward_N, words_N)]
     good, bad = strongest(table_NV, pairs, vocabulary)
+    more: list[str] = []
     lines = [
         "## HH harmless pairs, five folds", "", HEAD,
         *(shown(name, gap_N, pairs) for name, gap_N in
@@ -122,26 +127,26 @@ def harmless(out: Path, pairs: Sequence[TextPair], abouts: Sequence[dict[str, An
         "folds: " + ", ".join(f"{right(reward_N[fold_N == k]).mean():.1%}" for k in range(FOLDS)) + "; bag of words "
         + ", ".join(f"{right(words_N[fold_N == k]).mean():.1%}" for k in range(FOLDS)),
         f"words for a response: {', '.join(good)}; against it: {', '.join(bad)}",
-        "", "## What it takes: the same folds, other starts and fewer pairs", "",
-        "| reward model | folds | pairs | right (95%) | log loss |", "|---|---|---|---|---|",
+        "", "## What it takes: other starts and fewer pairs, against the full one on the same folds", "",
+        "| reward model | folds | pairs | right (95%) | the full one | log loss | the full one |", "|---|---|---|---|---|---|---|",
     ]  # fmt: skip
-    arms = {"from the base model, code only": "unread", "a quarter of the pairs": "curve/0.25", "half of the pairs": "curve/0.5"}
-    for name, stage in ({"as above": "folds"} | arms).items():
+    arms = {"base model, code only": "unread", "half of the pairs": "curve/0.5"}
+    arms |= {"a quarter of the pairs": "curve/0.25", "320 pairs": "curve/320"}
+    for name, stage in arms.items():
         arm_N = gathered(out, [f"{stage}/{k}" for k in range(FOLDS)], pairs, FOLDS)
-        where = np.flatnonzero(~np.isnan(gathered(out, [f"unread/{k}" for k in range(FOLDS)], pairs, FOLDS)) & ~np.isnan(arm_N))
+        where = np.flatnonzero(~np.isnan(arm_N))
         if not len(where):
+            lines.append(f"| {name} | not run | | | | | |")
             continue
-        some, same = arm_N[where], [pairs[n] for n in where]
+        same, some, full = [pairs[n] for n in where], arm_N[where], reward_N[where]
+        group = [pair.group for pair in same]
+        losses = [np.logaddexp(0, -gap_N).mean() for gap_N in (some, full)]
         lines.append(
-            f"| {name} | {len(set(fold_N[where]))} | {len(where)} | {share(some, [pair.group for pair in same])} | "
-            f"{np.logaddexp(0, -some).mean():.3f} |"
+            f"| {name} | {len(set(fold_N[where]))} | {len(where)} | {share(some, group)} | {share(full, group)} | {losses[0]:.3f} | "
+            f"{losses[1]:.3f} |"
         )
-        if stage != "folds":
-            lines[-1] += f" {compared('as above', reward_N[where], 'this', some, same).split(';')[0]} |"
-        else:
-            lines[-3] += " paired |"
-            lines[-2] += "---|"
-            lines[-1] += " |"
+        more.append(compared("full", full, name, some, same))
+    lines += ["", *more]
     found = pair_calibration(reward_N)
     lines += ["", "## Calibration", "", "| score gap | pairs | mean gap | it says | right |", "|---|---|---|---|---|"]
     lines += [
@@ -168,7 +173,9 @@ def helpful(out: Path) -> list[str]:
     }  # fmt: skip
     for name, (pairs, notes) in sets.items():
         if name == "llmbar":  # seen by neither half
-            gap_N = whole(out, "helpful/0/llmbar.json", len(pairs)) + whole(out, "helpful/1/llmbar.json", len(pairs))
+            halves = [whole(out, f"helpful/{k}/llmbar.json", len(pairs)) for k in (0, 1)]
+            halves = [half for half in halves if not np.isnan(half).any()] or halves[:1]
+            gap_N = np.mean(halves, 0)
         else:
             gap_N = gathered(out, ["helpful/0", "helpful/1"], pairs, 2, name)
         harmless_N = whole(out, f"harmless/{name}.json", len(pairs))
@@ -223,7 +230,7 @@ def dpo(out: Path, pairs: Sequence[TextPair]) -> list[str]:
     found, inside = read(out / "dpo/measured.json"), [pair for pair in pairs if fold_of(pair.group, FOLDS) == 0]
     before, after = np.array(found["reference_logps"]), np.array(found["policy_logps"])
     moved = after - before
-    implicit_N, group = moved[:, 0] - moved[:, 1], [pair.group for pair in inside]
+    implicit_N, group = 0.1 * (moved[:, 0] - moved[:, 1]), [pair.group for pair in inside]
     reward_N = np.array(read(out / "folds/0/gaps.json"))
     rows = {"DPO's implicit reward": implicit_N, "reward model": reward_N, "likelihood under SFT": before[:, 0] - before[:, 1]}
     judged = {name: np.array(values) for name, values in found["judged"].items()}
@@ -233,7 +240,7 @@ def dpo(out: Path, pairs: Sequence[TextPair]) -> list[str]:
         "", "## DPO on four folds, measured on the fifth", "", "| what ranks the pair | pairs | right (95%) |", "|---|---|---|",
         *(f"| {name} | {len(group)} | {percent(bootstrap_mean(right(gap_N), group))} |" for name, gap_N in rows.items()),
         "", compared("implicit reward", implicit_N, "reward model", reward_N, inside),
-        f"margin {0.1 * implicit_N.mean():+.3f} (beta 0.1); log-probability of preferred responses {moved[:, 0].mean():+.2f}, "
+        f"margin {implicit_N.mean():+.3f} (beta 0.1); log-probability of preferred responses {moved[:, 0].mean():+.2f}, "
         f"of the others {moved[:, 1].mean():+.2f} nats per response, from {before[:, 0].mean():.0f} and {before[:, 1].mean():.0f}",
         f"KL from SFT {kl['estimate']:.2f} nats per reply ({kl['low']:.2f} to {kl['high']:.2f}) on {kl['n']} prompts; tokens per reply "
         f"{found['tokens']['sft']:.0f} before, {found['tokens']['dpo']:.0f} after (at most 64)",
