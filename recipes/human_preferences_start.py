@@ -216,7 +216,8 @@ def rehearse(folder: Path) -> None:
     data = made_up(folder / "data")
     start(data, folder / "start", base_model_dir(), english_tokens=6_000, sft_tokens=4_000, seed=0, steps=2)
     assert (folder / "start/sft/finished.json").exists()
-    assert "'alpaca_en_demo': 1" in json.loads((folder / "start/start.json").read_text(encoding="utf-8"))["mixture"], "the tested question is out"
+    found = json.loads((folder / "start/start.json").read_text(encoding="utf-8"))
+    assert "'alpaca_en_demo': 1" in found["mixture"], "the tested question is out"
 
 
 def made_up(folder: Path, count: int = 40) -> Path:
