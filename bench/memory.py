@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from training import prepare
+from training import prepared
 
 RUNS: dict[str, dict[str, Any]] = {
     "sft S, 8 rows": {"verb": "sft", "size": "S"},
@@ -95,7 +95,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         for size in sorted({RUNS[name]["size"] for name in names}):
-            prepare(folder / size, size, 48)
+            prepared(folder / size, size, 48)
             pairs = (folder / size / "pairs.jsonl").read_text(encoding="utf-8").splitlines()
             texts = [json.dumps({"text": json.loads(row)["chosen"] * 3}) for row in pairs]
             (folder / size / "text.jsonl").write_text("\n".join(texts) + "\n", encoding="utf-8")

@@ -136,13 +136,18 @@ def test_unsafe_code_would_be_found(code: str) -> None:
     assert any(unsafe(node) for node in ast.walk(ast.parse(code)))
 
 
+LOOKED_FOR = {"/proc/self/status"}
+"""Read where it is a file, with another way where it is not."""
+
+
 def one_system_only(node: ast.AST) -> str | None:
     """Code that works on some operating systems only, or depends on the user's locale."""
     if isinstance(node, ast.Attribute):
         said = ast.unparse(node)
         return said if said in ("os.fork", "signal.SIGKILL", "os.getuid", "os.uname", "os.sched_getaffinity") else None
     if isinstance(node, ast.Constant) and isinstance(node.value, str):
-        return node.value if node.value.startswith(tuple(f"/{root}/" for root in ("tmp", "home", "proc", "dev"))) else None
+        there = node.value.startswith(tuple(f"/{root}/" for root in ("tmp", "home", "proc", "dev")))
+        return node.value if there and node.value not in LOOKED_FOR else None
     if isinstance(node, ast.Call):
         names_encoding = any(keyword.arg == "encoding" for keyword in node.keywords)
         if (

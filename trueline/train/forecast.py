@@ -17,6 +17,7 @@ Left out: several ranks (each takes as much), the time of checkpoints and of rea
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -43,7 +44,7 @@ Settings = dict[str, int]
 MEGABYTE = 1 << 20
 PROBE = 512
 """Positions of the probe, about."""
-SLACK = 0.3
+SLACK = 0.2
 """What allocator and kernels take on top of tensors beyond those of the probe, as a share of them (docs/stages/memory.md)."""
 UNSEEN = 40 * MEGABYTE
 """What a process takes beyond its tensors once it trains, where no probe can tell."""
@@ -299,6 +300,11 @@ def highest(device: str) -> int:
     """Bytes: the process's highest resident set so far, or the most that a GPU's allocator has taken; 0 where no one says."""
     if device.startswith("cuda"):
         return torch.cuda.max_memory_reserved(device)
+    status = Path("/proc/self/status")
+    if status.is_file():  # getrusage's figure begins with that of the process that started this one
+        found = re.search(r"^VmHWM:\s+(\d+) kB", status.read_text(encoding="utf-8", errors="replace"), re.MULTILINE)
+        if found:
+            return int(found[1]) * 1024
     try:
         import resource
     except ImportError:
