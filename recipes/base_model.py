@@ -235,7 +235,7 @@ language: en
 ---
 # Trueline base model
 
-A decoder of 7.9M parameters (Qwen3 layout, 384 wide, 4 layers, vocabulary {VOCAB_SIZE:,}, context {CONTEXT})
+A decoder of 7.9M parameters (Qwen3 layout, 384 wide, 4 layers, vocabulary {VOCAB_SIZE:,}; trained on windows of {CONTEXT} tokens)
 that the quickstart starts from. It has read Python source code, its documentation, and functions paired with the first
 paragraph of their docstring. It is no assistant.
 

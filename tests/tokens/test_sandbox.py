@@ -27,6 +27,13 @@ GREEDY = {
     "{% set ns.x = ns.x | replace('a', ns.x) %}{% endfor %}",
     "joined": "{% set ns = namespace(x='aa') %}{% for i in range(70) %}{% set ns.x = ([ns.x] * 9) | join(ns.x) %}{% endfor %}",
     "joined by the method": "{% set ns = namespace(x='aa') %}{% for i in range(70) %}{% set ns.x = ns.x.join([ns.x] * 9) %}{% endfor %}",
+    "a list of one long text, written": "{% set b = 'x' * 1000000 %}{{ [b] * 1000000 }}",
+    "a list of one long text, as a string": "{% set b = 'x' * 1000000 %}{{ ([b] * 1000000) | string | length }}",
+    "lists in lists, joined": "{% set b = ['x' * 1000000] * 1000 %}{{ ([b] * 1000) | join }}",
+    "a list in a format": "{% set b = ['x' * 1000000] * 100000 %}{{ '{}'.format(b) }}",
+    "one text in many fields": "{% set b = 'x' * 1000000 %}{{ ('{0}' * 100000).format(b) }}",
+    "json of one long text": "{% set b = 'x' * 1000000 %}{{ ([b] * 1000000) | tojson }}",
+    "a width within a format": "{{ '{:{w}}'.format(1, w=10000000000) }}",
     "a width": "{{ 'a' | center(10000000000) }}",
     "a method's width": "{{ 'a'.ljust(10000000000) }}",
     "a format": "{{ '%10000000000d' % 1 }}",
@@ -90,3 +97,23 @@ def test_what_real_templates_do_is_computed_as_before() -> None:
     assert len(long.render(huge)) > 15_000_000
     long.render(TALK)
     assert environment.left > 0.9999 * STEPS  # each conversation has the whole budget
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{{ '{}\n{}'.format(a, b) }}",
+        "{{ '%s %s' | format(a, b) }}",
+        "{{ '%s %s' % (a, b) }}",
+        "{{ '{} {} {}'.format(a, b, 1700000000) }}",
+        "{{ [a, b] | join(c) }}",
+        "{{ c.join([a, b]) }}",
+        "{{ a.replace('y', b) }}",
+        "{{ a | replace('y', b) }}",
+        "{{ {'text': a} | tojson(indent=4) }}",
+    ],
+)
+def test_long_texts_side_by_side_are_made(source: str) -> None:
+    """What is made is as long as what is given: nothing multiplies."""
+    texts = "{% set a = 'x' * 20000 %}{% set b = 'z' * 20000 %}{% set c = '-' * 2000 %}"
+    assert 20_000 < len(rendered(texts + source)) < 50_000 or "replace" in source

@@ -23,7 +23,7 @@ GIGABYTE = 1 << 30
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """Predict a run's peak memory and time, and say what to change when it does not fit. Reads the rows, tries three short
+    """Predict a run's peak memory and time, and say what to change when it does not fit. Reads the rows, tries two short
     steps on a model of that shape, and counts the tensors of the largest one. Trains and writes nothing."""
 
     file: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="CONFIG")]
@@ -90,7 +90,8 @@ def memory_advice(chosen: Any, start: int) -> str:
         found = predict(chosen, limit=reached or None, start=start)
         if found.fits:  # then something else took the memory
             found = predict(chosen, limit=found.peak * 4 // 5, start=start)
-        said = f"this run takes {found.peak / MEGABYTE:,.0f} MB, and {reached / MEGABYTE:,.0f} MB were had: {found.advice()}"
+        had = f", and {reached / MEGABYTE:,.0f} MB were had" if reached else ""
+        said = f"this run takes {found.peak / MEGABYTE:,.0f} MB{had}: {found.advice()}"
     except (MemoryError, RuntimeError):  # there is not even room to count
         said = "lower max_tokens_per_batch or max_length, or switch on gradient_checkpointing"
     saved = [path for _, path in checkpoints(chosen.out)][:1]

@@ -75,7 +75,7 @@ class LoRAConfig:
             slowest = max(tried, key=tried.__getitem__)
             raise ValueError(
                 f"the LoRA pattern {slowest[:80]!r} may take for ever to search: write the ends of layers' names, with dots, "
-                "classes and groups of alternatives, at most three of * + and none of them behind a group"
+                "classes and groups of alternatives, at most three of * + and none of them behind a group; no look-arounds, no \\b"
             )
         for pattern in [*patterns, *self._regex()]:
             try:

@@ -15,7 +15,7 @@ import functools
 import inspect
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from typing import Any
 
 import jinja2
@@ -76,6 +76,7 @@ class Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
             self.spend(1 + (len(left) + len(right)) / CHARACTERS)
             return left + right
         sizes = size(left), size(right)
+        made: float
         match operator, left, right:
             case "*", str() | list() | tuple(), int():
                 made = sizes[0] * max(right, 0)
@@ -86,7 +87,7 @@ class Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
             case "**", int(), int():
                 made = ((sizes[0] + 1) * max(right, 0)) ** 2
             case "%", str(), _:
-                made = wide(left) + sum(abs(x) for x in (right if isinstance(right, tuple) else (right,)) if isinstance(x, int))
+                made = made_by("format", [left, *(right if isinstance(right, tuple) else (right,))])
             case _:
                 made = sum(sizes)
         self.spend(1 + made / CHARACTERS)
@@ -110,23 +111,13 @@ class Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
 
     def _charge(self, name: str, given: tuple[Any, ...]) -> None:
         values = [x for x in given if isinstance(x, str | int | list | tuple | dict)]
-        if name not in GROWERS:
-            self.spend(CALL + sum(map(size, values)) / CHARACTERS)
-            return
-        if name == "replace" and len(values) > 2:
-            values = [values[0], *values[2:3]]  # the longer the text that is looked for, the less is made
-        self.spend(CALL + math.prod(max(1, self._most(name, x)) for x in values) / CHARACTERS)
-
-    def _most(self, name: str, value: Any) -> float:
-        """What an argument of a grower can multiply the others by."""
-        if isinstance(value, int):
-            return value**2 if name == "tojson" else abs(value)  # an indent is written on every line
-        if name in ("format", "format_map") and isinstance(value, str):
-            return wide(value)
-        return sum(map(size, value)) + len(value) if name == "join" and isinstance(value, list | tuple) else size(value)
+        if name in GROWERS:
+            self.spend(CALL + made_by(name, values) / CHARACTERS)
+        else:
+            self.spend(CALL + sum(map(text_size if name == "string" else size, values)) / CHARACTERS)
 
     def _written(self, value: Any) -> Any:
-        self.spend(1 + (len(value) if type(value) is str else size(value)) / CHARACTERS)
+        self.spend(1 + (len(value) if type(value) is str else text_size(value)) / CHARACTERS)
         return value
 
     def _loop(self, values: Iterable[Any]) -> Iterable[Any]:
@@ -141,7 +132,7 @@ class Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
             yield value
 
     def _concat(self, values: list[Any]) -> str:
-        self.spend(1 + sum(map(size, values)) / CHARACTERS)
+        self.spend(1 + sum(map(text_size, values)) / CHARACTERS)
         return "".join(map(str, values))
 
     def _parse(self, source: str, name: str | None, filename: str | None) -> jinja2.nodes.Template:
@@ -166,6 +157,35 @@ class _Counted(jinja2.visitor.NodeTransformer):
 
 def _filter(node: jinja2.nodes.Node, name: str) -> jinja2.nodes.Filter:
     return jinja2.nodes.Filter(node, name, [], [], None, None, lineno=node.lineno)
+
+
+def made_by(name: str, values: Sequence[Any]) -> float:
+    """Characters that a grower makes of these, at most: exact where texts are put side by side, else all of them multiplied."""
+    texts = [x for x in values if isinstance(x, str)]
+    lists = [x for x in values if isinstance(x, list | tuple)]
+    if name == "replace" and len(texts) > 2:
+        text, old, new = texts[:3]
+        return len(text) + text.count(old) * len(new)
+    if name == "join" and lists:
+        return text_size(lists[0]) + len(lists[0]) * max(map(len, texts), default=0)
+    if name in ("format", "format_map") and texts and texts[0] is values[0]:
+        form, given = texts[0], values[1:]
+        widths = sum(abs(x) for x in given if isinstance(x, int)) if "*" in form or re.search(r"\{[^{}]*\{", form) else 0
+        return wide(form) + widths + (form.count("{") + form.count("%")) * max(map(text_size, given), default=0)
+    factors = ((x**2 if name == "tojson" else abs(x)) if isinstance(x, int) else text_size(x) for x in values)
+    return math.prod(max(1, factor) for factor in factors)  # an indent of tojson is written on every line, once per level
+
+
+def text_size(value: Any, known: dict[int, int] | None = None) -> int:
+    """Characters of the text of a value, about: of a container with all that is in it, however often the same thing is."""
+    if not isinstance(value, list | tuple | dict):
+        return size(value)
+    known = {} if known is None else known
+    if id(value) not in known:
+        known[id(value)] = 0
+        inside = [*value, *value.values()] if isinstance(value, dict) else value
+        known[id(value)] = 2 + sum(2 + text_size(one, known) for one in inside)
+    return known[id(value)]
 
 
 def wide(form: str) -> int:

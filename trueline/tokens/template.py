@@ -133,7 +133,7 @@ class ChatTemplate:
             )
         except TooMuch:
             raise ValueError(
-                f"the chat template takes more than {STEPS:,} steps for one conversation, so it is broken or was written to harm: "
+                f"the chat template takes more than {STEPS:,} steps for one conversation, so it is broken, or was written to harm: "
                 "use another chat_template"
             ) from None
         except jinja2.TemplateError as error:
