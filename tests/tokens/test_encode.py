@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trueline.records import TEXT, Comparison, Conversation, Counts, Document, Message, Messages, Ranking, Row
+from trueline.records import TEXT, Comparison, Conversation, Counts, Document, Message, Messages, Ranking, Rating, Row
 from trueline.tokens import (
     EncodeStats,
     Tokenizer,
@@ -17,6 +17,7 @@ from trueline.tokens import (
     encode_conversation,
     encode_document,
     encode_prompt,
+    encode_rating,
     preview,
 )
 from trueline.tokens.encode import documents_ids, row_key, window_rows
@@ -223,3 +224,21 @@ def test_a_compared_response_ends_where_a_drawn_one_does(families: SimpleNamespa
     assert row is not None
     for ids, scored in zip(row.ids, row.scored, strict=True):
         assert scored[-1] and families.plain.token(int(ids[-1])) == "<|im_end|>"
+
+
+def test_ratings_are_one_response_and_its_judgement(families: SimpleNamespace) -> None:
+    """Only the response is scored, and the row ends where it does; the judgement travels with it."""
+    tok: Tokenizer = families.llama3
+    stats = EncodeStats()
+    one = Rating(prompt=(user("Hi"),), response=(answer("Hello."),), counts=(1.0, 0.0, 3.0))
+    row = encode_rating(one, tok, 100, stats)
+    assert row is not None and row.scored[0][-1] and trained_text(row, tok)[0].startswith("Hello.")
+    assert row.numbers["counts"].tolist() == [[1, 0, 3]] and set(row.numbers) == {"counts"}
+    pair = Comparison(prompt=one.prompt, responses=(one.response, (answer("No."),)), judgement=Ranking((1, 2)))
+    compared = encode_comparison(pair, tok, 100)
+    assert compared is not None and row.ids[0].tolist() == compared.ids[0].tolist()
+    for judged, name, value in (({"label": False}, "label", 0), ({"score": 2.5}, "score", 2.5)):
+        other = encode_rating(Rating(prompt=one.prompt, response=one.response, **judged), tok, 100)  # type: ignore[arg-type]
+        assert other is not None and other.numbers[name].tolist() == [value] and set(other.numbers) == {name}
+    assert encode_rating(one, tok, 3, stats) is None
+    assert stats.rows == 1 and stats.dropped == {"no room for a response within max_length": 1}

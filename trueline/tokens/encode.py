@@ -3,6 +3,7 @@
     Document      text E                            every token scored but the first
     Conversation  header question header answer E   answers and their end tokens scored, unless Message.train is False
     Comparison    K of these, best first            only the responses scored
+    Rating        one of these                      only the response scored
     TEXT turns    prompt completion E               joined as given, tokenised as a whole
 
 Each sequence is rendered and tokenised alone. A token that holds characters of both sides of an answer's border cannot be
@@ -23,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from trueline.records import TEXT, Comparison, Conversation, Document, Message, Ranking, Row
+from trueline.records import TEXT, Comparison, Conversation, Document, Message, Ranking, Rating, Row
 from trueline.tokens.backend import ALIAS_HEAD
 from trueline.tokens.template import RowError, TemplateError, Turn, messages_for_template, replace_strings, strings
 from trueline.tokens.tokenizer import Tokenizer
@@ -185,6 +186,29 @@ def encode_comparison(
         return None
     stats.cut(sequences, kept)
     row = _row(kept, {name: np.array([values[k] for k in order], dtype=np.float32)})
+    stats.add(row)
+    return row
+
+
+def encode_rating(rating: Rating, tok: Tokenizer, max_length: int, stats: EncodeStats | None = None) -> Row | None:
+    """One sequence that ends with the response's last token; numbers["label"] [1] (1 desirable, 0 not), numbers["score"] [1] or
+    numbers["counts"] [1, C] says how it was judged; None when the row was dropped."""
+    stats = stats if stats is not None else EncodeStats()
+    _check_length(max_length)
+    dialogue, before = (*rating.prompt, *rating.response), len(rating.prompt)
+    try:
+        sequence = _answered(_sequence(dialogue, range(before, len(dialogue)), (), tok, stats))
+    except (RowError, TemplateError) as error:
+        _drop(error, tok, stats)
+        return None
+    kept = _cut(sequence, max_length)
+    if not kept[1].any():
+        whole = sequence[1].any()
+        stats.dropped["no room for a response within max_length" if whole else "a response has nothing to train on"] += 1
+        return None
+    stats.cut([sequence], [kept])
+    given = {"label": rating.label, "score": rating.score, "counts": rating.counts}
+    row = _row([kept], {name: np.array([value], dtype=np.float32) for name, value in given.items() if value is not None})
     stats.add(row)
     return row
 

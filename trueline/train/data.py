@@ -14,9 +14,16 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from trueline.objectives.base import Objective
-from trueline.records import Comparison, Conversation, Document, Record, Row
+from trueline.records import Comparison, Conversation, Document, Rating, Record, Row
 from trueline.rows import Rows, read_rows
-from trueline.tokens import EncodeStats, Tokenizer, encode_comparison, encode_conversation, encode_document
+from trueline.tokens import (
+    EncodeStats,
+    Tokenizer,
+    encode_comparison,
+    encode_conversation,
+    encode_document,
+    encode_rating,
+)
 from trueline.tokens.encode import documents_ids, window_rows
 from trueline.tokens.template import RowError
 
@@ -155,6 +162,8 @@ def encode_record(record: Record, tok: Tokenizer, max_length: int, stats: Encode
             return encode_conversation(record, tok, max_length, stats)
         case Comparison():
             return encode_comparison(record, tok, max_length, stats)
+        case Rating():
+            return encode_rating(record, tok, max_length, stats)
     raise ValueError(f"{type(record).__name__} records cannot be trained on yet")
 
 
