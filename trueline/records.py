@@ -53,6 +53,8 @@ class Conversation:
     messages: Messages
     source: str = ""
     tools: tuple[Mapping[str, Any], ...] = ()
+    answer: Any = None
+    """What is right, for judges that check it: a text, a number, or another JSON value such as a list of tests. None: not said."""
 
 
 @dataclass(frozen=True)
@@ -127,6 +129,9 @@ class Row:
     """Stable name of the row (a content hash): caches and held-out splits are keyed by it."""
     numbers: Mapping[str, np.ndarray] = field(default_factory=dict)
     """float32 arrays with leading size K that travel with the row: label weights, reference log-probs, rewards, ..."""
+    tokens: Mapping[str, tuple[np.ndarray, ...]] = field(default_factory=dict)
+    """Per sequence a float32 array with one entry per SCORED token, in their order: logps of the policy that drew them,
+    reference_logps, values, advantages, ... `objectives.rounds.tokens_of` lays them out for a loss."""
 
     @property
     def num_tokens(self) -> int:
@@ -161,6 +166,31 @@ class Sampling:
     def truncates(self) -> bool:
         """True when the drawn distribution is not softmax(logits / temperature); on-policy methods refuse it."""
         return self.temperature == 0 or self.top_k > 0 or self.top_p < 1 or self.min_p > 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class RolloutConfig:
+    """How a method that learns from its own responses draws them. Always from the whole distribution: no top_k, top_p, min_p."""
+
+    num_generations: int = 2
+    """Responses drawn per prompt."""
+    max_completion_length: int = 256
+    """Longest response in new tokens; what does not end by then is cut there."""
+    temperature: float = 1.0
+    """Divides the logits; above 0."""
+    missing_eos_penalty: float = 0.0
+    """Taken from the reward of a response that was cut at max_completion_length."""
+
+    def __post_init__(self) -> None:
+        for name, least in (("num_generations", 1), ("max_completion_length", 1), ("missing_eos_penalty", 0)):
+            if not least <= getattr(self, name) < float("inf"):
+                raise ValueError(f"{name} is {getattr(self, name)}: it must be at least {least}")
+        if not 0 < self.temperature < float("inf"):
+            raise ValueError(f"temperature is {self.temperature}: it must be above 0, or there is nothing to choose from")
+
+    def sampling(self, seed: int) -> Sampling:
+        """What a sampler is asked for."""
+        return Sampling(n=self.num_generations, max_new_tokens=self.max_completion_length, temperature=self.temperature, seed=seed)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from trueline.records import TEXT, Comparison, Conversation, Document, Message, Rating
-from trueline.rows import read_prompts, read_rows
+from trueline.rows import read_prompts, read_rows, write_rows
 
 PAIR = {"prompt": "Why is the sky so blue?", "chosen": "Air.", "rejected": "Paint."}
 CHAT = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}]}
@@ -199,3 +199,24 @@ def test_hub_ids(tmp_path, monkeypatch):
     write(local / "a.jsonl", [{"text": "x"}])
     monkeypatch.chdir(tmp_path)
     assert isinstance(next(iter(read_rows("owner/name"))), Document)  # a local path comes first
+
+
+def test_a_prompt_keeps_what_is_right(tmp_path):
+    """From its column, whatever it holds, or else from the answer that was cut off."""
+    rows = [{"prompt": "1+1?", "answer": 2}, {"prompt": "2+2?", "tests": ["assert f() == 4"]}, {"prompt": "3+3?"}]
+    assert [prompt.answer for prompt in read_prompts(write(tmp_path / "a.jsonl", rows))] == [2, ["assert f() == 4"], None]
+    asked = write(tmp_path / "b.jsonl", [{"question": "1+1?", "answer": "One more is two. #### 2"}])
+    (prompt,) = read_prompts(asked)
+    assert prompt.answer == "One more is two. #### 2" and [m.content for m in prompt.messages] == ["1+1?"]
+    (answered,) = read_rows(asked)
+    assert answered.answer is None  # it is a turn there
+    better = write(tmp_path / "c.jsonl", [{"prompt": "1+1?", "chosen": "2", "rejected": "3"}])
+    (prompt,) = read_prompts(better)
+    assert prompt.answer is None  # preferred is not right
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
+def test_what_is_right_is_written_and_read_back(tmp_path, suffix):
+    prompts = read_prompts(write(tmp_path / "a.jsonl", [{"prompt": "1+1?", "answer": "2"}, {"prompt": "2+2?", "answer": "4"}]))
+    write_rows(prompts, tmp_path / f"b{suffix}")
+    assert [prompt.answer for prompt in read_prompts(tmp_path / f"b{suffix}")] == ["2", "4"]

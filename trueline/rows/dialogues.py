@@ -16,6 +16,7 @@ from trueline.rows.messages import (
     At,
     Reject,
     RowDict,
+    answer_of,
     assistant,
     check_order,
     clean,
@@ -38,7 +39,8 @@ SHAREGPT = "conversations|conversation|items"
 def _conversation(messages: Messages, row: RowDict, at: At) -> list[Record]:
     if messages[0].role != "text":
         check_order(messages)
-    return [Conversation(messages=messages, source=source_of(row, at), tools=parse_tools(row.get("tools")))]
+    tools = parse_tools(row.get("tools"))
+    return [Conversation(messages=messages, source=source_of(row, at), tools=tools, answer=answer_of(row))]
 
 
 def chat(row: RowDict, at: At) -> list[Record]:
@@ -119,7 +121,7 @@ def self_instruct(row: RowDict, at: At) -> list[Record]:
 
 def question(row: RowDict, at: At) -> list[Record]:
     """A question and its answer, as a chat."""
-    return _conversation((user(row.get("question", "")), assistant(row.get("answer", ""))), row, at)
+    return _conversation((user(row.get("question", "")), assistant(row.get("answer", ""))), {**row, "answer": None}, at)
 
 
 def prompt_only(row: RowDict, at: At) -> list[Record]:

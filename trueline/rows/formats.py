@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from trueline.records import TEXT, Comparison, Conversation, Document, Rating, Record
 from trueline.rows import dialogues, pairs, verdicts
 from trueline.rows.dialogues import SHAREGPT
-from trueline.rows.messages import At, RowDict
+from trueline.rows.messages import ANSWERS, At, RowDict
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,8 @@ class Format:
         return not self.missing(present) and (self.only is None or self.only(row))
 
     def reads(self, column: str) -> bool:
-        return any(column in names.split("|") for names in (*self.needs, *self.uses, "source|annotator|time"))
+        always = ("source|annotator|time", *([ANSWERS] if self.record is Conversation else []))
+        return any(column in names.split("|") for names in (*self.needs, *self.uses, *always))
 
 
 SIDES = ("chosen", "rejected")

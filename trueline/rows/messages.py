@@ -25,6 +25,8 @@ ROLES = {
     "tool": "tool", "function": "tool", "observation": "tool", "function_response": "tool", "ipython": "tool",
 }  # fmt: skip
 """Names seen in the wild -> ours."""
+ANSWERS = "answer|solution|ground_truth|tests"
+"""Columns that say what is right."""
 
 
 class Reject(ValueError):
@@ -205,6 +207,11 @@ def source_of(row: RowDict, at: At) -> str:
     """What the row says it comes from, or else its place."""
     given = row.get("source")
     return given if isinstance(given, str) and given else at.source
+
+
+def answer_of(row: RowDict) -> Any:
+    """What the row says is right, as it stands there."""
+    return pick(row, ANSWERS)
 
 
 def numbers(value: Any) -> tuple[float, ...]:

@@ -308,11 +308,15 @@ def fit(record: Record, wanted: type[Record] | str | None) -> list[Record]:
     Comparison -> Rating         chosen: desirable, rejected: not (two responses, no tie)
     Rating     -> Conversation   desirable responses only
     Document   -> Conversation   plain text, all of it trained on
-    any        -> prompt         what comes before the last answer
+    any        -> prompt         what comes before the last answer; a conversation's is kept as what is right, unless a column says it
     """
     if wanted == PROMPT:
-        tools = record.tools if isinstance(record, Conversation) else ()
-        return [Conversation(messages=_prompt(record), source=record.source, tools=tools)]
+        prompt = _prompt(record)
+        if not isinstance(record, Conversation):
+            return [Conversation(messages=prompt, source=record.source)]
+        last = "".join(message.content for message in record.messages[len(prompt) :])
+        answer = record.answer if record.answer is not None else last or None
+        return [replace(record, messages=prompt, answer=answer)]
     if wanted is Conversation and isinstance(record, Conversation):
         if not any(m.train and m.role in ("assistant", TEXT) for m in record.messages):
             raise Reject("no assistant turn to train on")

@@ -97,6 +97,7 @@ def _conversation(record: Conversation) -> dict[str, Any]:
     """Prompt only, prompt and completion, or messages with a weight where one may not be trained on."""
     messages = record.messages
     tools: dict[str, Any] = {"tools": [dict(tool) for tool in record.tools]} if record.tools else {}
+    tools |= {} if record.answer is None else {"answer": record.answer}
     trained = [message.train for message in messages]
     cut = trained.index(True) if any(trained) else len(messages)
     if cut == len(messages):
@@ -150,7 +151,7 @@ def _open_for_writing(path: Path) -> Iterator[BinaryIO]:
 
 
 def _write_parquet(rows: Iterator[dict[str, Any]], temporary: Path, path: Path) -> int:
-    """Columns and types are those of the first rows. Tools and tool arguments, which differ by row, are JSON text."""
+    """Columns and types are those of the first rows. Tools, tool arguments and answers, which differ by row, are JSON text."""
     lib, parquet = arrow("writing Parquet"), arrow("writing Parquet", "pyarrow.parquet")
     plain = (_for_arrow(row) for row in rows)
     groups = iter(lambda: list(islice(plain, BATCH)), [])
@@ -174,7 +175,7 @@ def _write_parquet(rows: Iterator[dict[str, Any]], temporary: Path, path: Path) 
 def _for_arrow(row: Mapping[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, value in row.items():
-        if name in ("tools", "meta"):
+        if name in ("tools", "meta") or (name == "answer" and not isinstance(value, str)):
             found[name] = json.dumps(value, ensure_ascii=False)
         elif name == "responses":
             found[name] = [_plain_calls(response) for response in value]
