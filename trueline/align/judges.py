@@ -3,13 +3,15 @@
     RuleJudge(rule)               a Python function of prompt and response
     ScorerJudge(scorer, encode)   a reward model, through the Scorer protocol
 
-Both are `Judge`s of trueline.protocols. Left out: stored votes, language models as judges.
+Both are `Judge`s of trueline.protocols, and so are `verifiers` (what is right is known), `llm_judge` and `votes`.
 """
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from trueline.protocols import Scorer
 from trueline.records import Messages, Row
@@ -23,8 +25,19 @@ class RuleJudge:
     name: str = "rule"
 
     def judge(self, prompt: Messages, responses: Sequence[Messages]) -> list[float]:
-        """One score per response."""
-        return [float(self.rule(prompt, response)) for response in responses]
+        """One score per response. ValueError: the function failed, or gave no number."""
+        return [self._one(prompt, response) for response in responses]
+
+    def _one(self, prompt: Messages, response: Messages) -> float:
+        try:
+            return float(self.rule(prompt, response))
+        except Exception as error:  # whatever the user's function raises
+            frame = traceback.extract_tb(error.__traceback__)[-1]
+            said = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+            raise ValueError(
+                f"judge {self.name} failed ({said}, {Path(frame.filename).name}:{frame.lineno}) on the response "
+                f"{''.join(message.content for message in response)[:60]!r}: a rule returns a number for every response"
+            ) from error
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import tyro
@@ -16,14 +16,20 @@ from rich.console import Console
 from trueline.align.group import Group, judged, prompt_key
 from trueline.align.judges import RuleJudge, ScorerJudge
 from trueline.align.select import best_vs_worst, comparisons
+from trueline.align.verifiers import Answers, Check, Verifier, answers_of, exact_answer, json_schema, regex
 from trueline.cli.places import model_folder
 from trueline.cli.text import messages_of
 from trueline.protocols import Judge as Judging
-from trueline.records import Comparison, Messages, Ranking, Row
+from trueline.records import Comparison, Conversation, Messages, Ranking, Row
 from trueline.rows import write_rows
-from trueline.rows.readers import Unreadable, read_objects
+from trueline.rows.messages import answer_of
+from trueline.rows.readers import Unreadable, parse_json, read_objects
 from trueline.store import local_folder
 from trueline.tokens import encode_comparison, load_tokenizer
+
+
+JUDGES = "DIR_OR_HUB_ID|FILE.py:FUNCTION|exact_answer|regex:PATTERN|json_schema:FILE"
+"""How people name a judge."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,8 +39,9 @@ class Judge:
 
     data: Annotated[Path, tyro.conf.arg(metavar="FILE.jsonl")]
     """Responses: JSON lines with prompt and responses."""
-    judge: Annotated[str, tyro.conf.arg(metavar="DIR_OR_HUB_ID|FILE.py:FUNCTION")]
-    """A reward model, or a rule of yours: a Python function of prompt and response (both text) that returns a number, more is better."""
+    judge: Annotated[str, tyro.conf.arg(metavar=JUDGES)]
+    """Who judges: a reward model; a rule of yours, a Python function of prompt and response (and the row's answer, if it takes
+    three) that returns a number, more is better; or a check of what is right: exact_answer, regex:PATTERN, json_schema:FILE."""
     out: Annotated[Path, tyro.conf.arg(metavar="FILE.jsonl")]
     """Where the comparisons go: .jsonl, .jsonl.gz, .jsonl.zst or .parquet."""
     select: Literal["ranking", "best_vs_worst"] = "ranking"
@@ -51,9 +58,11 @@ class Judge:
     def run(self) -> None:
         """Judge and write."""
         console = Console(highlight=False, soft_wrap=True)
-        groups = list(groups_of(self.data))
+        read = list(groups_of(self.data))
+        groups = [group for group, _ in read]
         several = [group for group in groups if len(set(group.responses)) > 1]
-        scored = judged(several, judge_named(self.judge, self.max_length, self.device))
+        answers = answers_of(Conversation(messages=group.prompt, answer=answer) for group, answer in read)
+        scored = judged(several, judge_named(self.judge, self.max_length, self.device, answers=answers))
         found = (
             comparisons(scored, lambda group, rng: best_vs_worst(group, rng, margin=self.margin), source=str(self.data))
             if self.select == "best_vs_worst"
@@ -74,8 +83,8 @@ class Judge:
         console.print(f"{written.rows:,} rows in {self.out}", markup=False)
 
 
-def groups_of(path: Path) -> Iterator[Group]:
-    """The prompts of a file with their responses."""
+def groups_of(path: Path) -> Iterator[tuple[Group, Any]]:
+    """The prompts of a file with their responses, and what each says is right."""
     for place, row in read_objects(path):
         if isinstance(row, Unreadable):
             raise ValueError(f"{place}: {row}")
@@ -84,17 +93,27 @@ def groups_of(path: Path) -> Iterator[Group]:
         prompt = messages_of(row["prompt"])
         role = "assistant" if prompt[-1].role != "text" else "text"
         responses = [[{"role": role, "content": r}] if isinstance(r, str) else r for r in row["responses"]]
-        yield Group(
-            key=prompt_key(prompt), prompt=prompt, responses=tuple(messages_of(r, train=True) for r in responses)
-        )
+        texts = tuple(messages_of(r, train=True) for r in responses)
+        yield Group(key=prompt_key(prompt), prompt=prompt, responses=texts), answer_of(row)
 
 
-def judge_named(name: str, max_length: int, device: str) -> Judging:
-    """A rule from a Python file, or a reward model."""
+def judge_named(name: str, max_length: int = 1024, device: str = "cpu", *, answers: Answers | None = None) -> Judging:
+    """The judge that people name on the command line.
+
+    exact_answer | regex[:PATTERN] | json_schema[:FILE] | unit_tests    what is right is known: `trueline.align.verifiers`
+    FILE.py:FUNCTION                                                    a rule of (prompt, response) or (prompt, response, answer)
+    DIR_OR_HUB_ID                                                       a reward model
+
+    `answers` are what the prompts' rows say is right (`answers_of`).
+    """
+    kind, _, rest = name.partition(":")
+    if kind in VERIFIERS:
+        check = VERIFIERS[kind](rest)
+        needs_answers = not (rest and kind in OF_A_RULE)
+        return Verifier(check, (answers or {}) if needs_answers else None, name)
     path, _, function = name.rpartition(":")
     if path.endswith(".py"):
-        rule = function_of(Path(path), function)
-        return RuleJudge(lambda prompt, response: rule(text_of(prompt), text_of(response)), name)
+        return rule_judge(function_of(Path(path), function), answers or {}, name)
     from trueline.models.files import load_scalar_model, read_config
     from trueline.models.scorer import RewardScorer
 
@@ -120,7 +139,40 @@ def judge_named(name: str, max_length: int, device: str) -> Judging:
     return ScorerJudge(scorer, lambda prompt, responses: encode(prompt, tuple(responses)), name)
 
 
-def function_of(path: Path, name: str) -> Callable[[str, str], float]:
+def rule_judge(rule: Callable[..., float], answers: Answers, name: str) -> RuleJudge:
+    """A function of the texts of prompt and response, and of the prompt's answer (or None) where it takes three."""
+    takes = len(inspect.signature(rule).parameters)
+
+    def score(prompt: Messages, response: Messages) -> float:
+        given: tuple[Any, ...] = (text_of(prompt), text_of(response))
+        if takes > 2:
+            given = (*given, next(iter(answers.get(prompt_key(prompt), ())), None))
+        return rule(*given)
+
+    return RuleJudge(score, name)
+
+
+def schema_check(path: str) -> Check:
+    """The check of a schema in a file."""
+    if not path:
+        return json_schema()
+    try:
+        return json_schema(parse_json(Path(path).read_text(encoding="utf-8")))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+VERIFIERS: dict[str, Callable[[str], Check]] = {
+    "exact_answer": lambda rest: exact_answer,
+    "regex": regex,
+    "json_schema": schema_check,
+}
+"""Name -> its check, made from what stands behind the colon."""
+OF_A_RULE = ("regex", "json_schema")
+"""They need no answers when they are given a rule."""
+
+
+def function_of(path: Path, name: str) -> Callable[..., float]:
     """A function of a Python file. The file is run: it is the user's own, named on the command line."""
     spec = importlib.util.spec_from_file_location(path.stem, path)
     if not path.is_file() or spec is None or spec.loader is None:

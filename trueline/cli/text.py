@@ -89,7 +89,7 @@ def stream(engine: Engine, prompt: Messages, sampling: Sampling) -> Iterator[str
 @dataclass(frozen=True, kw_only=True)
 class Draw:
     """Draw several responses to every prompt of a file, into JSON lines: prompt, responses, logps, finish_reasons,
-    model, sampling."""
+    model, sampling, and answer where the prompt's row says what is right."""
 
     data: Annotated[tuple[str, ...], DATA]
     """Prompts: rows with prompt, or dialogues whose last assistant turn is left out."""
@@ -117,7 +117,7 @@ class Draw:
         folder = model_folder(self.model)
         tokenizer = load_tokenizer(folder)
         rows = read_prompts(self.data, limit=self.limit or None, columns=column_names(self.columns))
-        prompts = [record.messages for record in rows if isinstance(record, Conversation)]
+        prompts = [record for record in rows if isinstance(record, Conversation)]
         say_read(rows, console)
         if not prompts:
             raise ValueError(f"{', '.join(self.data)} has no prompt; see trueline data inspect {self.data[0]}")
@@ -131,13 +131,14 @@ class Draw:
         ):
             for start in range(0, len(prompts), self.max_batch):
                 some = prompts[start : start + self.max_batch]
-                drawn = engine.sample([encode_prompt(prompt, tokenizer).tolist() for prompt in some], self.sampling)
+                drawn = engine.sample([encode_prompt(one.messages, tokenizer).tolist() for one in some], self.sampling)
                 for prompt, samples in zip(some, drawn, strict=True):
                     line = {
-                        "prompt": messages_json(prompt),
+                        "prompt": messages_json(prompt.messages),
                         "responses": [engine.text(sample, self.sampling.stop) for sample in samples],
                         "logps": [round(float(sample.logps.sum()), 4) for sample in samples],
                         "finish_reasons": [sample.finish_reason for sample in samples],
+                        **({} if prompt.answer is None else {"answer": prompt.answer}),
                         **about,
                     }
                     file.write(json.dumps(line, ensure_ascii=False) + "\n")
