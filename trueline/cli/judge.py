@@ -27,7 +27,6 @@ from trueline.rows.readers import Unreadable, parse_json, read_objects
 from trueline.store import local_folder
 from trueline.tokens import encode_comparison, load_tokenizer
 
-
 JUDGES = "DIR_OR_HUB_ID|FILE.py:FUNCTION|exact_answer|regex:PATTERN|json_schema:FILE"
 """How people name a judge."""
 
