@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from torch import Tensor, nn
@@ -92,6 +92,15 @@ class Objective(Protocol):
 
     def loss(self, model: nn.Module, batch: Batch, crew: Crew) -> Losses:
         """Sums by term, and metrics."""
+        ...
+
+
+@runtime_checkable
+class Arranges(Protocol):
+    """What an objective may have besides: it sees all stored rows together, once, before the reference scores them."""
+
+    def arrange(self, rows: Sequence[Row]) -> Sequence[Row]:
+        """The rows as the method trains on them, one for each that was given."""
         ...
 
 

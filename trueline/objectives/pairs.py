@@ -109,11 +109,23 @@ def with_reference_logps(rows: Sequence[Row], crew: Crew) -> Sequence[Row]:
             for row, logps_K in zip(rows, crew.reference.score(rows), strict=True)]  # fmt: skip
 
 
-def policy_and_ratios(model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
-    """log pi [S] of each response, summed over its tokens, and log pi - log pi_ref [S]; both with gradient."""
+def summed_logps(model: Any, batch: Batch) -> Tensor:
+    """log pi [S] of each response: the sum over its tokens, with gradient."""
     layout = batch.layout
     logps_N = model.token_logps(layout).logps_N
-    logps_S = logps_N.new_zeros(layout.num_sequences).index_add(0, layout.sequence_of_N, logps_N)
+    return logps_N.new_zeros(layout.num_sequences).index_add(0, layout.sequence_of_N, logps_N)
+
+
+def mean_logps(model: Any, batch: Batch) -> Tensor:
+    """log pi [S] of each response divided by its number of tokens, with gradient."""
+    counts = [float(scored.sum()) for row in batch.rows for scored in row.scored]
+    logps_S = summed_logps(model, batch)
+    return logps_S / logps_S.new_tensor(counts)
+
+
+def policy_and_ratios(model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
+    """log pi [S] of each response, summed over its tokens, and log pi - log pi_ref [S]; both with gradient."""
+    logps_S = summed_logps(model, batch)
     return logps_S, logps_S - numbers_of(batch.rows, "reference_logps", logps_S.device)
 
 

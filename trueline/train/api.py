@@ -30,7 +30,7 @@ from trueline.models.decoder import Decoder, ScalarModel
 from trueline.models.files import fingerprint as weights_fingerprint
 from trueline.models.files import read_config
 from trueline.models.scorer import PolicyScorer
-from trueline.objectives.base import Objective
+from trueline.objectives.base import Arranges, Objective
 from trueline.protocols import Crew
 from trueline.records import Row
 from trueline.run import Run, Sink
@@ -270,6 +270,8 @@ def resolve(
         notes.append(
             f"{len(held):,} rows are held out for evaluation (eval_share {config.evals.eval_share}, by prompt)"
         )
+    if isinstance(objective, Arranges):
+        train_rows, held = list(objective.arrange(train_rows)), list(objective.arrange(held)) if held else []
     check_device(config.device)
     check_evaluation(config, bool(held))
     longest = max(tree_tokens(row) for row in (*train_rows, *held))
