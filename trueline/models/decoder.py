@@ -301,17 +301,37 @@ class Decoder(nn.Module):
         )
 
 
-class ScalarModel(nn.Module):
-    """A decoder with a linear score of each sequence's last token, saved as a one-label *ForSequenceClassification."""
+def labels_of(head: str) -> int:
+    """How many numbers an objective's head gives a sequence: 0 of "tokens", 1 of "scalar", 6 of "6 categories"."""
+    return ("tokens", "scalar").index(head) if head in ("tokens", "scalar") else int(head.split()[0])
 
-    def __init__(self, decoder: Decoder) -> None:
+
+class ScalarModel(nn.Module):
+    """A decoder with a linear head on each sequence's last token, saved as a *ForSequenceClassification.
+
+    One label is the score itself. C labels are the logits of C ordered categories, worst first, and the score is what they are
+    worth in expectation: sum_i softmax(logits)_i utilities_i (DPRM, 2402.09764).
+    """
+
+    def __init__(self, decoder: Decoder, labels: int = 1) -> None:
         super().__init__()
-        self.decoder = decoder
-        self.score = nn.Linear(decoder.config.hidden_size, 1, bias=False)
+        self.decoder, self.labels = decoder, labels
+        self.score = nn.Linear(decoder.config.hidden_size, labels, bias=False)
+        self.utilities: tuple[float, ...] = tuple(map(float, range(labels))) if labels > 1 else ()
+        """What each category is worth; stored in config.json."""
+        self.reward_shift = 0.0
+        """Subtracted from every score: the mean over demonstrations (InstructGPT, 2203.02155). Stored in config.json."""
 
     def forward(self, layout: Layout) -> Tensor:
         """Scores [S], float32."""
+        logits_SC = self.logits(layout)
+        if self.labels == 1:
+            return logits_SC.squeeze(1) - self.reward_shift
+        return logits_SC.softmax(1) @ logits_SC.new_tensor(self.utilities) - self.reward_shift
+
+    def logits(self, layout: Layout) -> Tensor:
+        """What the head gives [S, labels], float32."""
         hidden_SD = self.decoder(layout, wanted_N=layout.last_S)
         hidden_SD = hidden_SD * self.decoder.config.logits_scaling  # which is for logits only
         with torch.autocast(hidden_SD.device.type, enabled=False):  # bfloat16 would round the differences that count
-            return self.score(hidden_SD.to(self.score.weight.dtype)).squeeze(1).float()
+            return self.score(hidden_SD.to(self.score.weight.dtype)).float()

@@ -1,7 +1,7 @@
 """Models on disk as Hugging Face lays them out: config.json, generation_config.json, model.safetensors or its shards.
 
     new_model(config, seed)   load_model(path or hub id)   save_model(model, dir)
-    load_scalar_model(path or hub id)                      reward models, stored as one-label sequence classifiers
+    load_scalar_model(path or hub id)                      reward models, stored as sequence classifiers of one or C labels
 
 Only safetensors are read: pickled weights can run code. Names and shapes are checked against the config before
 anything is allocated, and the files' own headers before that (header.py). Names and layouts are each family's
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import re
 from contextlib import ExitStack
@@ -57,6 +58,7 @@ def save_model(model: Decoder | ScalarModel, folder: str | Path, *, max_shard_by
     decoder = model.decoder if isinstance(model, ScalarModel) else model
     head, c = "scalar" if isinstance(model, ScalarModel) else "tokens", decoder.config
     raw = c.to_hf(head=head, dtype=next(model.parameters()).dtype)
+    raw |= _head_keys(model) if isinstance(model, ScalarModel) else {}
     _refuse_other_weights(decoder, DecoderConfig.from_hf(raw))
     folder.mkdir(parents=True, exist_ok=True)
     _write_json(folder / "config.json", raw)
@@ -107,10 +109,12 @@ def load_scalar_model(
     device: str = "cpu",
     pad_token_id: int | None = None,
     seed: int = 0,
+    labels: int | None = None,
 ) -> ScalarModel:
-    """Reads a one-label sequence classifier, or starts one from a language model.
+    """Reads a sequence classifier, or starts one from a language model.
 
-    A new score is random (normal with `initializer_range`). `pad_token_id` fills in a config that has none.
+    A new score is random (normal with `initializer_range`). `pad_token_id` fills in a config that has none. `labels` is how many
+    the head must have, default 1 for a new one; several stored ones need `utilities` in config.json.
     """
     folder = local_folder(source)
     config, classifier = read_config(folder)
@@ -121,19 +125,48 @@ def load_scalar_model(
         if not config.tie_word_embeddings:
             del decoder.lm_head
         decoder.config = replace(config, tie_word_embeddings=True)  # a classifier has no output head of its own
-        model = ScalarModel(decoder)
+        model = ScalarModel(decoder, labels or 1)
         nn.init.normal_(model.score.weight, std=config.initializer_range, generator=torch.Generator().manual_seed(seed))
         model.score.to(device=device, dtype=dtype)
         return model
     if adapter_base(folder):
         return adapter_files().load_adapted(
-            folder, "scalar", dtype=dtype, device=device, pad_token_id=pad_token_id, seed=seed
+            folder, "scalar", dtype=dtype, device=device, pad_token_id=pad_token_id, seed=seed, labels=labels
         )
     found = _found(folder, config)
+    score = found.get("score.weight")
+    stored = score.shape[0] if score is not None and len(score.shape) == 2 else 1
+    if labels not in (None, stored):
+        raise ValueError(f"{folder}: a classifier of {stored} labels, and {labels} are wanted: start from a language model.")
     with torch.device("meta"):
-        model = ScalarModel(Decoder(replace(config, tie_word_embeddings=True), str(folder)))
+        model = ScalarModel(Decoder(replace(config, tie_word_embeddings=True), str(folder)), stored)
+    _read_head(model, folder / "config.json")
     _fill(model, folder, found, dtype, device)
     return model
+
+
+def _head_keys(model: ScalarModel) -> dict[str, Any]:
+    """What config.json says of a reward model's head; transformers reads the labels and leaves the rest alone."""
+    names = [f"LABEL_{i}" for i in range(model.labels)]
+    keys: dict[str, Any] = {"num_labels": model.labels, "id2label": {str(i): name for i, name in enumerate(names)}}
+    keys["label2id"] = {name: i for i, name in enumerate(names)}
+    keys |= {"utilities": list(model.utilities)} if model.labels > 1 else {}
+    return keys | ({"reward_shift": model.reward_shift} if model.reward_shift else {})
+
+
+def _read_head(model: ScalarModel, path: Path) -> None:
+    """The same, read back."""
+    raw = _json(path)
+    given, shift = raw.get("utilities"), raw.get("reward_shift", 0.0)
+    values = given if isinstance(given, list) and model.labels > 1 else []
+    if not all(type(x) in (int, float) and math.isfinite(x) for x in (*values, shift)):
+        raise ValueError(f"{path}: utilities and reward_shift should be finite numbers.")
+    if model.labels > 1 and (len(values) != model.labels or sorted(values) != values):
+        raise ValueError(
+            f"{path}: a classifier of {model.labels} labels is a reward model where `utilities` says what each is worth, worst "
+            f"first: {model.labels} numbers that do not fall."
+        )
+    model.utilities, model.reward_shift = tuple(map(float, values)), float(shift)
 
 
 def hf_name(name: str, model_type: str = "llama") -> str:

@@ -1,6 +1,7 @@
 """Sequences in, one number each out: the scalar head of reward models, and the scorers that objectives are handed.
 
-    ScalarModel   hidden state of a sequence's last token x score_D -> scores_S       (lives in decoder.py)
+    ScalarModel   hidden state of a sequence's last token x score_D -> scores_S, or C categories and their expected
+                  utility                                                             (lives in decoder.py)
     PolicyScorer  frozen decoder -> summed log-probabilities of the scored tokens     (a Scorer)
     RewardScorer  frozen ScalarModel -> scores                                        (a Scorer)
 
@@ -19,6 +20,7 @@ from trueline.models.attention import Layout, tree_tokens
 from trueline.models.decoder import Decoder, ScalarModel
 from trueline.models.files import fingerprint
 from trueline.records import Row
+from trueline.store import fingerprint as named
 
 
 class PolicyScorer:
@@ -37,22 +39,42 @@ class PolicyScorer:
 
         return _score(self.model, rows, sums, self.max_tokens, self.bf16)
 
+    def token_logps(self, rows: Sequence[Row], temperature: float = 1.0) -> list[tuple[np.ndarray, ...]]:
+        """For each row and sequence float32 [its scored tokens]: log softmax(logits / temperature), in their order."""
+
+        def each(layout: Layout) -> Tensor:
+            return self.model.token_logps(layout, temperature=temperature).logps_N
+
+        counts = [[int(scored.sum()) for scored in row.scored] for row in rows]
+        found = _score(self.model, rows, each, self.max_tokens, self.bf16, [sum(counts_K) for counts_K in counts])
+        return [tuple(np.split(logps_N, np.cumsum(counts_K)[:-1])) for logps_N, counts_K in zip(found, counts, strict=True)]
+
 
 class RewardScorer:
-    """Scores of a frozen reward model."""
+    """Scores of a frozen reward model: its score, or the expected utility of its categories; less its shift."""
 
     def __init__(self, model: ScalarModel, *, max_tokens: int = 8192, bf16: bool = False) -> None:
         self.model, self.max_tokens, self.bf16 = model, max_tokens, bf16
         self.fingerprint = fingerprint(model)
+        if model.utilities or model.reward_shift:  # other scores from the same weights
+            self.fingerprint = named([self.fingerprint, model.utilities, model.reward_shift])
 
     def score(self, rows: Sequence[Row]) -> list[np.ndarray]:
         """For each row float32 [K]."""
         return _score(self.model, rows, self.model, self.max_tokens, self.bf16)
 
+    def shares(self, rows: Sequence[Row]) -> list[np.ndarray]:
+        """For each row float32 [K, C]: how likely each category is, worst first."""
+        assert self.model.labels > 1, "this reward model has no categories"
+        return _score(self.model, rows, lambda layout: self.model.logits(layout).softmax(1), self.max_tokens, self.bf16)
+
 
 def _score(
-    model: nn.Module, rows: Sequence[Row], run: Callable[[Layout], Tensor], max_tokens: int, bf16: bool
-) -> list[np.ndarray]:
+    model: nn.Module, rows: Sequence[Row], run: Callable[[Layout], Tensor], max_tokens: int, bf16: bool,
+    counts: Sequence[int] | None = None,
+) -> list[np.ndarray]:  # fmt: skip
+    """What `run` says of the rows, `counts` numbers of each: by default one per sequence."""
+    sizes = [len(row.ids) for row in rows] if counts is None else counts
     device = next(model.parameters()).device
     was_training = model.training
     model.eval()
@@ -60,7 +82,8 @@ def _score(
     with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
         for batch in _batches(rows, max_tokens):
             scores_S = run(Layout.tree(batch).to(device)).float().cpu().numpy()
-            out.extend(np.split(scores_S, np.cumsum([len(row.ids) for row in batch])[:-1]))
+            ends = np.cumsum(sizes[len(out) : len(out) + len(batch)])
+            out.extend(np.split(scores_S, ends[:-1]))
     model.train(was_training)
     return out
 

@@ -28,7 +28,7 @@ from trueline.models.adapters import (
     refuse_head_dropout,
     wrappers,
 )
-from trueline.models.decoder import Decoder, ScalarModel
+from trueline.models.decoder import Decoder, ScalarModel, labels_of
 from trueline.models.files import load_model, load_scalar_model, save_model
 from trueline.models.lora import ALL_LINEAR, LoRAConfig, LoRALinear
 from trueline.store import adapter_base
@@ -68,10 +68,15 @@ def load_policy(verb: str, head: str, model: str | Path | Model, tokenizer: Toke
     if isinstance(model, str | Path):
         if head == "tokens":
             return load_model(model)
-        return load_scalar_model(model, pad_token_id=tokenizer.pad_id if tokenizer is not None else None, seed=seed)
-    if (head == "scalar") != isinstance(model, ScalarModel):
-        wanted = "ScalarModel" if head == "scalar" else "Decoder"
-        raise ValueError(f"{verb} trains a {wanted}, not a {type(model).__name__}")
+        pad_token_id = tokenizer.pad_id if tokenizer is not None else None
+        found = load_scalar_model(model, pad_token_id=pad_token_id, seed=seed, labels=labels_of(head))
+        found.reward_shift = 0.0  # it was measured on the weights that are about to change
+        return found
+    labels = model.labels if isinstance(model, ScalarModel) else 0
+    if labels != labels_of(head):
+        kind = {0: "Decoder", 1: "ScalarModel"}
+        wanted, given = (kind.get(n, f"ScalarModel of {n} categories") for n in (labels_of(head), labels))
+        raise ValueError(f"{verb} trains a {wanted}, not a {given}")
     return model
 
 
@@ -86,6 +91,8 @@ def adapt(policy: Model, config: TrainConfig, source: str) -> Adapted | None:
         if not options.lora_r:
             return None
         refuse_fused(policy)
+        if isinstance(policy, ScalarModel) and policy.labels > 1:
+            raise ValueError("an adapter's folder has no place for what categories are worth: train all weights (lora_r = 0)")
         heads = ("score",) if isinstance(policy, ScalarModel) else ()
         attach(policy, lora_config(options, heads), seed=config.seed)
     elif options.lora_r:
@@ -148,5 +155,7 @@ def copy_weights(model: Model, folder: Path) -> None:
         fill_adapter(model, folder, active_adapters(model)[0])
         return
     stored = load_scalar_model(folder) if isinstance(model, ScalarModel) else load_model(folder)
+    if isinstance(model, ScalarModel) and isinstance(stored, ScalarModel):
+        model.utilities = stored.utilities
     with torch.no_grad():
         model.load_state_dict(stored.state_dict())

@@ -33,7 +33,7 @@ def write_card(
         "tags": ["trueline", objective.verb],
     }
     config = run["config"]["config"]
-    loader = "AutoModelForSequenceClassification" if objective.head == "scalar" else "AutoModelForCausalLM"
+    loader = "AutoModelForCausalLM" if objective.head == "tokens" else "AutoModelForSequenceClassification"
     library, more = "transformers", ""
     if adapted:
         library, loader = "peft", loader.replace("Auto", "AutoPeft", 1)

@@ -28,7 +28,7 @@ from torch import nn
 from trueline.models.adapters import adapters_of, attach, without_adapters
 from trueline.models.attention import Layout, tree_tokens
 from trueline.models.config import DecoderConfig
-from trueline.models.decoder import Decoder, ScalarModel
+from trueline.models.decoder import Decoder, ScalarModel, labels_of
 from trueline.models.families import named
 from trueline.models.files import read_config
 from trueline.models.lora import LoRAConfig
@@ -60,7 +60,7 @@ class Sketch:
         """All its modules, on the run's device, marked for training as the run does; the values are of no use."""
         with torch.device(config.device):
             decoder = Decoder(self.shape if self.head == "tokens" else replace(self.shape, tie_word_embeddings=True))
-            policy = decoder if self.head == "tokens" else ScalarModel(decoder)
+            policy = decoder if self.head == "tokens" else ScalarModel(decoder, labels_of(self.head))
         decoder.activation_checkpointing = config.gradient_checkpointing
         adapter = self.adapter or (lora_config(config.lora) if config.lora.lora_r else None)
         if adapter is not None:
