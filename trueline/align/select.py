@@ -1,22 +1,24 @@
 """Selection: which responses of a group become rows. Methods differ here, not in their loops.
 
-    all_responses    every response alone           PPO, RLOO, GRPO
-    best_of_n        the best one alone             RAFT, rejection-sampling fine-tuning
-    best_vs_worst    best first, worst second       online DPO, GSHF
+    all_responses            every response alone                             PPO, RLOO, GRPO
+    best_of_n                the best one alone                               RAFT, rejection-sampling fine-tuning
+    best_vs_worst            best first, worst second                         online DPO, GSHF
+    statistical_rejection    pairs of those that rejection sampling accepts   RSO
 
 A selector maps a group to picks: tuples of response numbers, preferred first, each a row. It is a pure function of the group and
 a random generator that `picks` derives from seed and prompt; ties go by the generator, never by position.
     rows(groups, best_vs_worst, seed) -> Rows of the drawn ids        comparisons(...) -> records of text
-Left out: statistical rejection (it comes with its method).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 import numpy as np
 
 from trueline.align.group import Group, sample_row
+from trueline.align.rejection import accept, first_round, tournament
 from trueline.records import Comparison, Conversation, Ranking, Row
 
 Pick = tuple[int, ...]
@@ -26,6 +28,13 @@ Select = Callable[[Group, np.random.Generator], list[Pick]]
 def all_responses(group: Group, rng: np.random.Generator) -> list[Pick]:
     """Every response, alone."""
     return [(k,) for k in range(len(group))]
+
+
+def whole_group(group: Group, rng: np.random.Generator, *, drop_flat: bool = False) -> list[Pick]:
+    """All responses together, in the order drawn; with `drop_flat` none where all scores are equal."""
+    if drop_flat and np.ptp(_scores(group)) == 0:
+        return []
+    return [tuple(range(len(group)))]
 
 
 def best_of_n(group: Group, rng: np.random.Generator, *, n: int | None = None) -> list[Pick]:
@@ -43,6 +52,28 @@ def best_vs_worst(group: Group, rng: np.random.Generator, *, margin: float = 0.0
     if len(scores) < 2 or scores.max() - scores.min() <= margin:
         return []
     return [(_first(scores, rng), _first(-scores, rng))]
+
+
+def statistical_rejection(
+    group: Group,
+    rng: np.random.Generator,
+    *,
+    beta: float = 0.5,
+    num_samples: int = 8,
+    ranking: Literal["first_round", "tournament"] = "first_round",
+) -> list[Pick]:
+    """Pairs among the responses that rejection sampling accepts (RSO, 2309.06657); a text that was drawn twice counts once.
+
+    `beta` is in units of the score. "first_round" gives num_samples / 2 random pairs, "tournament" the num_samples - 1 games
+    of a knock-out between them.
+    """
+    scores = _scores(group)
+    first = {
+        tuple(message.content for message in response): k for k, response in reversed(list(enumerate(group.responses)))
+    }
+    places = sorted(first.values())  # as they were drawn
+    kept = [places[k] for k in accept(scores[places], num_samples, beta, rng)]
+    return list({"first_round": first_round, "tournament": tournament}[ranking](kept, scores, rng))
 
 
 def picks(groups: Sequence[Group], select: Select, seed: int = 0) -> list[tuple[Group, Pick]]:
