@@ -11,6 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from trueline.models.attention import Layout
+from trueline.models.config import DecoderConfig
+from trueline.models.decoder import ScalarModel
+from trueline.models.files import new_model
 from trueline.models.head import TokenScores, token_logps
 from trueline.objectives.base import Batch, Budget
 from trueline.objectives.dpo import DPO, hinge_loss, ipo_loss, sigmoid_loss, smooth, unflip
@@ -130,6 +133,51 @@ def test_ties_count_in_no_accuracy() -> None:
     losses = Reward().loss(Scores([1.0, 0.0]), one_batch(Reward(), rows), Crew())
     assert {name: losses.metrics[name][0].item() for name in ("accuracy", "margin")} == {"accuracy": 1, "margin": 1}
     assert losses.metrics["accuracy"][1] == 1  # pairs
+
+
+def test_dropped_ties_weigh_nothing_and_the_rest_share_their_weight() -> None:
+    """Ranks 1, 2, 2: two pairs remain, each 1/2; a prompt of ties alone drops out of the mean."""
+    rows, objective = [row(3, rank=[1, 2, 2]), row(2, rank=[1, 1]), row(2, counts=[3, 3])], Reward(ties="drop")
+    batch, model = one_batch(objective, rows), Scores([1.0, 0.0, -1.0])
+    assert batch.weights == {"loss": 1.0} and one_batch(Reward(), rows).weights == {"loss": 3.0}
+    expected = (math.log(1 + math.exp(-1)) + math.log(1 + math.exp(-2))) / 2
+    found = objective.loss(model, batch, Crew())
+    assert found.terms["loss"].item() == pytest.approx(expected) and found.metrics["accuracy"][1] == 2
+    half = Reward().loss(model, one_batch(Reward(), rows), Crew()).terms["loss"].item()
+    tied = [1.0, 1.0, 1.0]  # scores 0 and -1 within the first row, and 1 and 0 in the two others
+    both = [(math.log(1 + math.exp(-d)) + math.log(1 + math.exp(d))) / 2 for d in tied]
+    assert half == pytest.approx((2 * expected + both[0]) / 3 + both[1] + both[2])
+    with pytest.raises(ValueError, match="ties"):
+        Reward(ties="keep")  # type: ignore[arg-type]
+
+
+def test_all_pairs_of_a_prompt_come_from_one_forward() -> None:
+    """K = 6 in one tree, against 15 rows of a pair each weighing 1/15: the same loss and gradient, prompt and responses read
+    once instead of 15 and 5 times each."""
+    rng, K, P, R = np.random.default_rng(0), 6, 12, 5
+    prompt = rng.integers(2, 40, P)
+    ids = [np.concatenate([prompt, [k + 2], rng.integers(2, 40, R - 1)]).astype(np.int32) for k in range(K)]
+    scored = np.arange(P + R) >= P
+    ranked = Row(ids=tuple(ids), scored=(scored,) * K, numbers={"rank": np.arange(K, dtype=np.float32)})
+    weight = np.full(2, 1 / 15, dtype=np.float32)
+    pairs = [
+        Row(ids=(ids[i], ids[j]), scored=(scored,) * 2, numbers={"weight": weight}) for i in range(K) for j in range(i + 1, K)
+    ]
+    config = DecoderConfig(
+        vocab_size=40, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1, head_dim=8, tie_word_embeddings=True,
+    )  # fmt: skip
+    model = ScalarModel(new_model(config, 1)).double()
+    found = []
+    for rows in ([ranked], pairs):
+        batch = one_batch(Reward(), rows)
+        loss = Reward().loss(model, batch, Crew()).terms["loss"]
+        gradient = torch.autograd.grad(loss, list(model.parameters()))
+        found.append((loss.item(), torch.cat([g.flatten() for g in gradient]), batch.layout.num_tokens, batch.weights["loss"]))
+    (loss, gradient, positions, weighs), (loss_2, gradient_2, positions_2, weighs_2) = found
+    assert loss == pytest.approx(loss_2, abs=1e-6) and weighs == pytest.approx(weighs_2) == 1
+    assert (gradient - gradient_2).abs().max() <= 1e-6 * gradient.abs().max()
+    assert (positions, positions_2) == (P + K * R, 15 * (P + 2 * R))
 
 
 def test_margin_and_centering() -> None:

@@ -5,7 +5,8 @@ element whatever its K). How strongly the first of a pair is preferred, a probab
 
     numbers["counts"]   c_i / (c_i + c_j)                votes, or exact probabilities; a pair nobody voted on weighs
                                                          nothing, and the row's other pairs share its weight
-    numbers["rank"]     1 better, 0 worse, 1/2 a tie     a tie says that both are equally good; it is not thrown away
+    numbers["rank"]     1 better, 0 worse, 1/2 a tie     a tie says that both are equally good; it is kept, unless `ties` is
+                                                         "drop": then it weighs nothing, and the others share its weight
     neither             1                                responses come best first
 
 numbers["weight"] multiplies a row's weight (its first entry counts); numbers["margin"] is read by the reward objective.
@@ -43,7 +44,7 @@ class Pairs(NamedTuple):
     """1.0 where there is a preference, 0.0 for ties and for what nobody voted on."""
 
 
-def pairs_of(rows: Sequence[Row], device: torch.device | str = "cpu") -> Pairs:
+def pairs_of(rows: Sequence[Row], device: torch.device | str = "cpu", *, ties: str = "half") -> Pairs:
     """All pairs of all rows, row by row."""
     table: list[tuple[int, int, float, float]] = []
     start = 0
@@ -52,6 +53,8 @@ def pairs_of(rows: Sequence[Row], device: torch.device | str = "cpu") -> Pairs:
         if K < 2:
             raise ValueError(f"row {row.key[:12] or 'without a key'} has {K} response: a preference needs at least 2")
         preferences = {(i, j): _preferred(row, i, j) for i in range(K) for j in range(i + 1, K)}
+        if ties == "drop":
+            preferences = {pair: None if p == 0.5 else p for pair, p in preferences.items()}
         share = float(row.numbers["weight"][0]) if "weight" in row.numbers else 1.0
         share /= max(1, sum(preferred is not None for preferred in preferences.values()))
         for (i, j), preferred in preferences.items():
@@ -83,9 +86,9 @@ def _preferred(row: Row, i: int, j: int) -> float | None:
     return 1.0
 
 
-def pair_weights(rows: Sequence[Row]) -> dict[str, float]:
+def pair_weights(rows: Sequence[Row], *, ties: str = "half") -> dict[str, float]:
     """The weight of pairwise losses."""
-    return {"loss": float(pairs_of(rows).weight_P.sum())}
+    return {"loss": float(pairs_of(rows, ties=ties).weight_P.sum())}
 
 
 def numbers_of(
