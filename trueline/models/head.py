@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.utils.checkpoint import checkpoint
 
 from trueline.models.fused import accumulate, like, product_dtype, zeros
 
@@ -60,6 +61,23 @@ def token_logps(
     return TokenScores(*_Head.apply(
         hidden_ND, weight_VD, targets_N, temperature, cap, rows, early and needs_gradient, keep and needs_gradient,
     ))  # fmt: skip
+
+
+def entropies(
+    hidden_ND: Tensor, weight_VD: Tensor, *, temperature: float = 1.0, cap: float | None = None, chunk_bytes: int = 64 << 20
+) -> Tensor:
+    """Entropy [N] of the predicted distributions in nats, with gradient: for a bonus, which few losses have. It costs the head's
+    products once more; a chunk's logits are computed again in the backward pass."""
+
+    def of_chunk(hidden_CD: Tensor, weight_VD: Tensor) -> Tensor:
+        logits_CV = (hidden_CD @ weight_VD.T).float()
+        logits_CV = logits_CV if cap is None else (logits_CV / cap).tanh() * cap
+        logps_CV = (logits_CV / temperature).log_softmax(1)
+        return -(logps_CV.exp() * logps_CV).sum(1)
+
+    rows = max(1, chunk_bytes // (4 * weight_VD.shape[0]))
+    parts = [checkpoint(of_chunk, part_CD, weight_VD, use_reentrant=False) for part_CD in hidden_ND.split(rows)]
+    return torch.cat(parts)
 
 
 def soft_cap(logits: Tensor, cap: float | None) -> Tensor:
