@@ -16,7 +16,7 @@ from trueline.models.decoder import Decoder, labels_of
 from trueline.objectives import discover
 from trueline.records import Row
 from trueline.train import config as module
-from trueline.train.config import EvalConfig, OptimConfig, SaveConfig, TrainConfig, flatten, identity, override
+from trueline.train.config import EvalConfig, OptimConfig, SaveConfig, TrainConfig, flatten, identity, override, settle
 from trueline.train.optim import adamw, learning_rate, load_optimizer_tensors, optimizer_tensors, warmup_of
 
 
@@ -52,7 +52,7 @@ def test_defaults_of_every_method_are_options() -> None:
     methods = discover()
     assert {"pretrain", "sft", "reward", "dpo"} <= set(methods)
     for method in methods.values():
-        override(TrainConfig(), **method.defaults)
+        settle(method(), None, None, {})
         assert 1 <= len(dataclasses.fields(method)) + 1 <= 7 and method.citation and labels_of(method().head) >= 0
 
 

@@ -80,22 +80,28 @@ def part(group: Group, numbers: Sequence[int]) -> Group:
 def sample_row(group: Group, numbers: Sequence[int]) -> Row:
     """One row of the drawn ids of these responses: prompt then response, scored where the policy chose the token.
 
-    numbers["reward"] holds their scores once judged; numbers["rank"] their places (1, 2, ...) where there are several.
+    numbers["reward"] holds their scores once judged; numbers["rank"] their places (1, 2, ...) where there are several;
+    numbers["finished"] is 0 for a response cut at its longest; tokens["logps"] are those it was drawn with, at
+    numbers["temperature"].
     """
     if not group.samples:
         raise ValueError(f"group {group.key} holds text only: encode its comparisons with trueline.tokens instead")
     ids, masks = [], []
-    for k in numbers:
-        sample = group.samples[k]
+    drawn = [group.samples[k] for k in numbers]
+    for sample in drawn:
         ids.append(np.concatenate([sample.prompt_ids, sample.ids]).astype(np.int32))
         masks.append(np.concatenate([np.zeros(len(sample.prompt_ids), dtype=bool), sample.mask]))
-    row_numbers = {}
+    row_numbers = {
+        "temperature": np.array([sample.temperature or 1.0 for sample in drawn], dtype=np.float32),  # greedy: logps are at 1
+        "finished": np.array([sample.finish_reason == "stop" for sample in drawn], dtype=np.float32),
+    }
     if group.scores:
         row_numbers["reward"] = np.array([group.scores[k] for k in numbers], dtype=np.float32)
     if len(ids) > 1:
         row_numbers["rank"] = np.arange(1, len(ids) + 1, dtype=np.float32)
     key = fingerprint([group.key, [x.tolist() for x in ids]])[:16]
-    return Row(ids=tuple(ids), scored=tuple(masks), key=key, numbers=row_numbers)
+    logps = tuple(sample.logps[sample.mask].astype(np.float32) for sample in drawn)
+    return Row(ids=tuple(ids), scored=tuple(masks), key=key, numbers=row_numbers, tokens={"logps": logps})
 
 
 def _with_scores(group: Group, scores: Sequence[float], judge: str) -> Group:

@@ -2,20 +2,31 @@
 
     prompts --encode--> ids --sampler--> Samples --decode--> text --judge--> Group(prompt, responses, samples, scores)
 
+    rollouts(prompts, sampler, judge, ...) -> groups       once
+    Rollouts(Engine, judge=rule)                           for training, round after round: groups -> select -> rows
+
 The sampler, the judge, and the two functions between text and ids are handed in. One call draws everything in one batch.
 Left out: what becomes of the groups (`select`, `annotator`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
 
 import numpy as np
 
-from trueline.align.group import Group, judged, prompt_key
-from trueline.protocols import Judge, Sampler
-from trueline.records import TEXT, Message, Messages, Sample, Sampling
+from trueline.align import select as selectors
+from trueline.align.group import Group, judged, prompt_key, scored
+from trueline.align.select import Select, rows
+from trueline.protocols import Drawn, Judge, Sampler, Scorer
+from trueline.records import TEXT, Message, Messages, RolloutConfig, Sample, Sampling
+
+SHOWN = 3
+"""Responses of a round that are kept as text, of as many prompts."""
 
 
 def rollouts(
@@ -32,7 +43,14 @@ def rollouts(
     `encode` is `encode_prompt` with its tokenizer, `decode` the engine's `text`. Change `sampling.seed` from round to round:
     the same seed, prompt and weights draw the same responses.
     """
-    drawn = sampler.sample([encode(prompt) for prompt in prompts], sampling)
+    groups = grouped(prompts, sampler.sample([encode(prompt) for prompt in prompts], sampling), decode)
+    return groups if judge is None else judged(groups, judge)
+
+
+def grouped(
+    prompts: Sequence[Messages], drawn: Sequence[Sequence[Sample]], decode: Callable[[Sample], str]
+) -> list[Group]:
+    """What was drawn, with its text."""
     groups = []
     for prompt, samples in zip(prompts, drawn, strict=True):
         role = TEXT if prompt and prompt[-1].role == TEXT else "assistant"
@@ -45,4 +63,90 @@ def rollouts(
                 samples=tuple(replace(sample, group=key) for sample in samples),
             )
         )
-    return groups if judge is None else judged(groups, judge)
+    return groups
+
+
+@dataclass(frozen=True)
+class Rollouts:
+    """What training draws its rows from: an engine for the live policy, and who says how good a response is (one of the two)."""
+
+    engine: Callable[[Any, Any], Sampler]
+    """Makes a sampler of a model and its tokenizer: `trueline.serve.Engine` itself."""
+    judge: Judge | None = None
+    """Sees text."""
+    reward: Scorer | None = None
+    """Sees the drawn ids: a reward model with the policy's own tokenizer."""
+
+    def __post_init__(self) -> None:
+        if (self.judge is None) == (self.reward is None):
+            raise ValueError("Rollouts needs who says how good a response is: give judge= or reward=, one of the two")
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Who judges."""
+        if self.judge is not None:
+            return {"judge": self.judge.name}
+        assert self.reward is not None
+        return {"reward": self.reward.fingerprint}
+
+    def sampler(self, model: Any, tokenizer: Any) -> Sampler:
+        """One that draws from this model, live."""
+        return self.engine(model, tokenizer)
+
+    def draw(
+        self, prompts: Sequence[tuple[Messages, np.ndarray]], sampler: Sampler, config: RolloutConfig, *,
+        decode: Callable[[np.ndarray], str], select: str, options: Mapping[str, Any], seed: int,
+    ) -> Drawn:  # fmt: skip
+        """One round: responses to each prompt (messages, ids) drawn with this seed, judged, and selected from."""
+        began = time.monotonic()
+        drawn = sampler.sample([ids for _, ids in prompts], config.sampling(seed))
+        groups = grouped([messages for messages, _ in prompts], drawn, lambda sample: decode(sample.ids))
+        there = time.monotonic()
+        if self.reward is not None:
+            groups = scored(groups, self.reward)
+        else:
+            assert self.judge is not None
+            groups = judged(groups, self.judge)
+        groups = [penalised(group, config.missing_eos_penalty) for group in groups]
+        seconds = {"sampling": there - began, "scoring": time.monotonic() - there}
+        found = rows(groups, selector(select, options), seed)
+        return Drawn(found, facts(groups), seconds, [shown(group) for group in groups[:SHOWN]], str(sampler.agreement or ""))
+
+
+def selector(name: str, options: Mapping[str, Any]) -> Select:
+    """A function of `select` by its name, with keyword arguments."""
+    known = vars(selectors)
+    assert name in known, f"trueline.align.select has no {name}"
+    return partial(known[name], **options)
+
+
+def penalised(group: Group, penalty: float) -> Group:
+    """The group with the penalty taken from the score of each response that was cut at its longest."""
+    if not penalty:
+        return group
+    pairs = list(zip(group.scores, group.samples, strict=True))
+    scores = tuple(score - penalty * (sample.finish_reason != "stop") for score, sample in pairs)
+    samples = tuple(replace(sample, reward=score) for score, sample in zip(scores, group.samples, strict=True))
+    return replace(group, scores=scores, samples=samples)
+
+
+def facts(groups: Sequence[Group]) -> dict[str, tuple[float, float]]:
+    """name -> (sum, count) over all that was drawn, under TRL's names."""
+    samples = [sample for group in groups for sample in group.samples]
+    scores = np.array([score for group in groups for score in group.scores], dtype=np.float64)
+    spreads = np.array([np.std(group.scores) for group in groups])
+    responses, prompts = float(len(samples)), float(len(groups))
+    return {
+        "reward": (float(scores.sum()), responses),
+        "reward_std": (float(spreads.sum()), prompts),
+        "frac_reward_zero_std": (float((spreads == 0).sum()), prompts),
+        "completions/mean_length": (float(sum(len(sample.ids) for sample in samples)), responses),
+        "completions/clipped_ratio": (float(sum(sample.finish_reason != "stop" for sample in samples)), responses),
+    }
+
+
+def shown(group: Group) -> dict[str, Any]:
+    """The first response to a prompt, as people read it."""
+    texts = ["\n".join(message.content for message in messages) for messages in (group.prompt, group.responses[0])]
+    about = {"reward": group.scores[0], "finish_reason": group.samples[0].finish_reason}
+    return {"prompt": texts[0], "response": texts[1], **about}

@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -20,25 +21,31 @@ import yaml
 from rich.console import Console
 
 from trueline.cli import out_of_memory
-from trueline.cli.places import BASE, COLUMNS, DATA, MODEL, MORE_DATA, column_names, model_folder
+from trueline.cli.judge import judge_named
+from trueline.cli.places import BASE, COLUMNS, DATA, JUDGE, MODEL, MORE_DATA, column_names, model_folder
 from trueline.cli.plan import memory_advice
 from trueline.cli.runs import COMMAND
 from trueline.cli.show import show_plan
 from trueline.objectives.base import Objective
-from trueline.records import Record, Sampling
-from trueline.rows import Rows, mix, read_rows
+from trueline.objectives.rounds import OnPolicy
+from trueline.protocols import Rollouts
+from trueline.records import Record, RolloutConfig, Sampling
+from trueline.rows import Rows, mix, read_prompts, read_rows
 from trueline.rows.inspection import prompt_of
 from trueline.run import Sink
 from trueline.sinks import tensorboard_sink, wandb_sink
-from trueline.store import write_atomic
+from trueline.store import local_folder, write_atomic
 from trueline.tokens import encode_prompt, load_tokenizer
-from trueline.train import TrainConfig, override, train
+from trueline.train import TrainConfig, train
 from trueline.train.api import plan
+from trueline.train.config import settle
 from trueline.train.forecast import highest
 from trueline.train.ranks import of_environment
 
 if TYPE_CHECKING:
     from torch import nn
+
+    from trueline.models.scorer import RewardScorer
 
 SHOWN_PROMPTS = 3
 """Prompts that --sample_steps draws responses to."""
@@ -75,16 +82,34 @@ class MethodOptions:
     only config and tokenizer are fetched; weights that a run would fetch are named."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class OnlineOptions(MethodOptions):
+    """What training verbs take whose rows are drawn by the policy. --data names prompts: rows with prompt, or dialogues and
+    comparisons, of which what comes before the first answer is taken."""
+
+    judge: Annotated[str, JUDGE] = ""
+    """Who says how good a response is: a rule of yours (a Python function of prompt and response, both text, that returns a number,
+    more is better), or a reward model that reads text."""
+    reward_model: Annotated[str, tyro.conf.arg(metavar="DIR_OR_HUB_ID", help_behavior_hint="(this or --judge)")] = ""
+    """A reward model that reads the very ids that were drawn; it needs the model's own tokenizer."""
+
+
 def options_of(objective: type[Any]) -> type[Any]:
     """The class of options of one training verb."""
     train_config = Annotated[TrainConfig, tyro.conf.arg(name=""), tyro.conf.OmitArgPrefixes]
+    draws = isinstance(objective(), OnPolicy)
+    config, drawing = settle(objective(), None, None, {})
+    fields: list[tuple[str, Any, Any]] = [
+        ("objective", objective, field(default_factory=objective)),
+        ("train", train_config, field(default_factory=lambda: config)),
+    ]
+    if draws:
+        drawing_config = Annotated[RolloutConfig, tyro.conf.arg(name=""), tyro.conf.OmitArgPrefixes]
+        fields.append(("drawing", drawing_config, field(default_factory=lambda: drawing)))
     made = dataclasses.make_dataclass(
         "Options",
-        [
-            ("objective", objective, field(default_factory=objective)),
-            ("train", train_config, field(default_factory=lambda: override(TrainConfig(), **objective.defaults))),
-        ],
-        bases=(MethodOptions,),
+        fields,
+        bases=(OnlineOptions if draws else MethodOptions,),
         namespace={"run": run_method},
         frozen=True,
         kw_only=True,
@@ -95,6 +120,8 @@ def options_of(objective: type[Any]) -> type[Any]:
 
 def run_method(options: Any) -> None:
     """Train, or show what would be trained."""
+    online = options if isinstance(options, OnlineOptions) else None
+    drawing = options.drawing if online is not None else None
     first = of_environment().first  # of several processes one speaks and writes
     console = Console(highlight=False, stderr=True, soft_wrap=True, quiet=not first)
     objective: Objective = options.objective
@@ -103,18 +130,23 @@ def run_method(options: Any) -> None:
     rows = records_of(options, objective)
     held = None
     if options.eval_data:
-        held = read_rows(options.eval_data, objective.record, columns=column_names(options.columns))
+        columns = column_names(options.columns)
+        read = partial(read_rows, record=objective.record) if online is None else read_prompts
+        held = read(options.eval_data, columns=columns)
     if options.dry_run:
-        show_plan(plan(objective, folder, rows, eval_rows=held, config=config), Console(highlight=False, soft_wrap=True))
+        found = plan(objective, folder, rows, eval_rows=held, config=config, drawing=drawing)
+        show_plan(found, Console(highlight=False, soft_wrap=True))
         return
+    rollouts = rollouts_of(online, folder, config) if online is not None else None
     new_folder = not options.out.exists()
     wrote = first and keep_command(objective.verb, options, anew=False)
-    draw = drawer(rows, folder, console) if config.evals.sample_steps and objective.head == "tokens" else None
+    shows = config.evals.sample_steps and objective.head == "tokens" and online is None
+    draw = drawer(rows, folder, console) if shows else None
     start, full = highest(config.device), False
     try:
         train(
             objective, folder, rows,
-            out=options.out, eval_rows=held, config=config, draw=draw, sinks=sinks_of(options),
+            out=options.out, eval_rows=held, config=config, draw=draw, sinks=sinks_of(options), rollouts=rollouts, drawing=drawing,
         )  # fmt: skip
     except BaseException as error:
         if wrote and not (options.out / "run.json").exists():  # refused before it began: the folder is as it was
@@ -124,11 +156,13 @@ def run_method(options: Any) -> None:
         full = out_of_memory(error)
         if not full:
             raise
+    if full and online is not None:
+        raise ValueError("out of memory: lower max_tokens_per_batch, max_completion_length or num_generations")
     if full:  # behind the handler, which holds what the failed step had
         raise ValueError(memory_advice(options, start))
     if first:
         keep_command(objective.verb, options, anew=True)
-    verb = "eval --data PAIRS" if objective.head == "scalar" else 'generate "..."'
+    verb = 'generate "..."' if objective.head == "tokens" else "eval --data HELD_OUT"
     console.print(f"model in {options.out}; next: trueline {verb} --model {options.out}", markup=False)
 
 
@@ -137,6 +171,10 @@ def records_of(options: Any, objective: Objective) -> Rows | list[Record]:
     columns, limit = column_names(options.columns), options.max_train_samples
     if limit < 0:
         raise ValueError(f"--max_train_samples is {limit}: write how many, or 0 for all")
+    if isinstance(options, OnlineOptions):
+        if options.data_weights:
+            raise ValueError("--data_weights is for stored rows: write one file of prompts in the shares that you want")
+        return read_prompts(options.data, columns=columns, limit=limit or None)
     if not options.data_weights:
         return read_rows(options.data, objective.record, columns=columns, limit=limit or None)
     if len(options.data_weights) != len(options.data):
@@ -151,6 +189,31 @@ def records_of(options: Any, objective: Objective) -> Rows | list[Record]:
     for reason, number in mixture.rejected.most_common():
         console.print(f"{number:,} rows of its sources cannot be used: {reason}", markup=False)
     return drawn
+
+
+def rollouts_of(options: OnlineOptions, folder: str, config: TrainConfig) -> Rollouts:
+    """The engine, and who judges."""
+    from trueline.align.rollouts import Rollouts
+    from trueline.serve.engine import Engine
+
+    if bool(options.judge) == bool(options.reward_model):
+        raise ValueError("who says how good a response is? give --judge FILE.py:FUNCTION or --reward_model DIR, one of the two")
+    if options.judge:
+        return Rollouts(Engine, judge=judge_named(options.judge, config.max_length, config.device))
+    return Rollouts(Engine, reward=scorer_of(options.reward_model, folder, config))
+
+
+def scorer_of(name: str, policy: str, config: TrainConfig) -> RewardScorer:
+    """A reward model that reads the ids that this policy draws."""
+    from trueline.models.files import load_scalar_model, read_config
+    from trueline.models.scorer import RewardScorer
+
+    folder = model_folder(name)
+    if not read_config(local_folder(folder, "config"))[1]:
+        raise ValueError(f"{name} is a language model, not a reward model: train one with trueline reward, or give --judge")
+    if load_tokenizer(folder).spec["model"] != load_tokenizer(policy).spec["model"]:
+        raise ValueError(f"{name} and {policy} have different tokenizers: give the reward model as --judge, which reads text")
+    return RewardScorer(load_scalar_model(folder, device=config.device), max_tokens=config.max_tokens_per_batch, bf16=config.bf16)
 
 
 def sinks_of(options: Any) -> list[Sink]:

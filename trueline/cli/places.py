@@ -18,6 +18,7 @@ PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 MODEL = tyro.conf.arg(metavar="DIR_OR_HUB_ID")
 DATA = tyro.conf.arg(metavar="FILE_OR_HUB_ID ...")
 MORE_DATA = tyro.conf.arg(metavar="FILE_OR_HUB_ID ...", help_behavior_hint="(optional)")
+JUDGE = tyro.conf.arg(metavar="FILE.py:FUNCTION", help_behavior_hint="(this or --reward_model)")
 COLUMNS = tyro.conf.arg(metavar="OURS=THEIRS ...", help_behavior_hint="(optional)")
 FILE = tyro.conf.arg(metavar="FILE", help_behavior_hint="(optional)")
 

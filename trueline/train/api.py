@@ -15,7 +15,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,14 +25,13 @@ import torch
 
 from trueline.models.adapters import without_adapters
 from trueline.models.attention import tree_tokens
-from trueline.models.config import DecoderConfig
 from trueline.models.decoder import Decoder, ScalarModel
 from trueline.models.files import fingerprint as weights_fingerprint
 from trueline.models.files import read_config
-from trueline.models.scorer import PolicyScorer
 from trueline.objectives.base import Arranges, Objective
-from trueline.protocols import Crew
-from trueline.records import Row
+from trueline.objectives.rounds import OnPolicy
+from trueline.protocols import Crew, Rollouts
+from trueline.records import Messages, RolloutConfig, Row
 from trueline.run import Run, Sink
 from trueline.store import adapter_base, fingerprint, local_folder
 from trueline.tokens import Tokenizer, load_tokenizer, preview
@@ -41,15 +40,18 @@ from trueline.tokens.preview import Segments
 from trueline.train.adapt import adapt, copy_weights, load_policy, write_policy
 from trueline.train.arithmetic import arithmetic
 from trueline.train.card import write_card
-from trueline.train.checkpoint import checkpoints, explain_full_disk, load_checkpoint, newest_checkpoint
-from trueline.train.config import TrainConfig, check_evaluation, flatten, identity, override
+from trueline.train.checkpoint import explain_full_disk
+from trueline.train.checks import check_device, check_rounds, refuse_misfit
+from trueline.train.config import TrainConfig, check_evaluation, flatten, identity, settle
 from trueline.train.data import Data, encode
-from trueline.train.feed import StoredFeed, hold_out
-from trueline.train.loop import Draw, run_loop
-from trueline.train.optim import Optimizer, adamw, warmup_of
+from trueline.train.feed import Feed, StoredFeed, hold_out
+from trueline.train.loop import Draw, Evaluation, run_loop
+from trueline.train.optim import adamw, warmup_of
+from trueline.train.prompts import encode_prompts
 from trueline.train.ranks import ALONE, Ranks, joined, of_environment
-from trueline.train.reference_cache import CachedScorer
-from trueline.train.state import TrainState
+from trueline.train.reference import live_reference, with_reference
+from trueline.train.resume import resume
+from trueline.train.rollout_feed import RolloutFeed
 from trueline.train.watch import Watch
 
 Model = Decoder | ScalarModel
@@ -69,13 +71,29 @@ class Job:
     notes: tuple[str, ...]
     """What was read, cut and left out, in sentences."""
     ranks: Ranks = ALONE
+    drawing: RolloutConfig | None = None
+    """Where rows are drawn by the policy; `rows` and `held` are then prompts."""
+    texts: Mapping[str, Messages] = dataclasses.field(default_factory=dict)
+    """Row.key -> the prompt as text."""
 
     @property
     def rows_per_step(self) -> int:
         return self.config.rows_per_step * self.ranks.world
 
     @property
+    def drawn_tokens(self) -> int:
+        """What a sequence may have beyond its row."""
+        return self.drawing.max_completion_length if self.drawing is not None else 0
+
+    @property
+    def rows_per_round(self) -> int:
+        """What the feed hands out at a time."""
+        return self.rows_per_step * (self.objective.rounds.batches if isinstance(self.objective, OnPolicy) else 1)
+
+    @property
     def total_steps(self) -> int:
+        if isinstance(self.objective, OnPolicy) and self.config.max_steps == 0:
+            return max(1, -(-self.config.row_limit(len(self.rows)) // self.rows_per_round)) * self.objective.rounds.steps
         return self.config.total_steps(len(self.rows), self.ranks.world)
 
 
@@ -110,8 +128,10 @@ def train(
     out: str | Path,
     tokenizer: Tokenizer | None = None,
     eval_rows: Data | None = None,
+    rollouts: Rollouts | None = None,
     crew: Crew | None = None,
     config: TrainConfig | None = None,
+    drawing: RolloutConfig | None = None,
     draw: Draw | None = None,
     sinks: Sequence[Sink] = (),
     **overrides: Any,
@@ -119,8 +139,10 @@ def train(
     """Train and return the model's folder, `out`.
 
     model      a folder, a hub id, or a model in memory, which is trained in place
-    rows       a path or hub id, records, or encoded rows; eval_rows likewise
+    rows       a path or hub id, records, or encoded rows; eval_rows likewise. Prompts where the method draws its own responses
+    rollouts   what draws and judges those: align.rollouts.Rollouts(Engine, judge=...)
     config     default: the objective's defaults over TrainConfig's; `overrides` are its fields by flat name
+    drawing    the same for RolloutConfig
     crew       helpers; a missing reference is made from the model as it is at the start
     draw       called every sample_steps with the live model: returns samples to print and keep
 
@@ -132,31 +154,38 @@ def train(
     if ranks.first:
         rejects.unlink(missing_ok=True)  # of a run that was killed while it read: this one reads everything again
     try:
-        job = resolve(objective, model, rows, eval_rows, tokenizer, config, overrides, rejects if ranks.first else None)
+        kept = rejects if ranks.first else None
+        job = resolve(objective, model, rows, eval_rows, tokenizer, config, overrides, kept, drawing)
         job = dataclasses.replace(job, ranks=ranks)
+        check_rounds(objective, job.drawing, rollouts, ranks.world)
         with joined(ranks, ranks.place(job.config.device)), explain_full_disk(out):
-            return _run(job, model, out, crew or Crew(), draw, sinks, rejects)
+            return _run(job, model, out, crew or Crew(), draw, sinks, rejects, rollouts)
     finally:
         if ranks.first:
             rejects.unlink(missing_ok=True)
 
 
 def _run(
-    job: Job, model: str | Path | Model, out: Path, crew: Crew, draw: Draw | None, sinks: Sequence[Sink], rejects: Path
-) -> Path:
+    job: Job, model: str | Path | Model, out: Path, crew: Crew, draw: Draw | None, sinks: Sequence[Sink], rejects: Path,
+    rollouts: Rollouts | None,
+) -> Path:  # fmt: skip
     objective, ranks = job.objective, job.ranks
     policy = load_policy(objective.verb, objective.head, model, job.tokenizer, job.config.seed)
-    refuse_misfit(_decoder(policy).config, (*job.rows, *job.held), job.tokenizer)
+    refuse_misfit(_decoder(policy).config, (*job.rows, *job.held), job.tokenizer, job.drawn_tokens)
     method = {"method": objective.verb} | dataclasses.asdict(objective)  # type: ignore[call-overload]
     base = str(model) if isinstance(model, str | Path) else _decoder(policy).source
     start = weights_fingerprint(policy)
     adapted = adapt(policy, job.config, base)
     data = [one["fingerprint"] for one in job.data]
-    same = {"objective": method, "model": start, "data": data, "config": identity(job.config, ranks.world)}
+    same: dict[str, Any] = {"objective": method, "model": start, "data": data, "config": identity(job.config, ranks.world)}
     if crew.reference is not None:
         same["reference"] = crew.reference.fingerprint
+    if job.drawing is not None and rollouts is not None:
+        same["config"] |= dataclasses.asdict(job.drawing)
+        same |= rollouts.identity
     ranks.refuse_difference({name: fingerprint(value) for name, value in same.items()})
-    about = {"objective": method, "model": base, "data": job.data, "config": flatten(job.config)}
+    about: dict[str, Any] = {"objective": method, "model": base, "data": job.data, "config": flatten(job.config)}
+    about["config"] |= dataclasses.asdict(job.drawing) if job.drawing is not None else {}
 
     write_model = partial(write_policy, adapted=adapted, tokenizer=job.tokenizer)
     with (
@@ -172,22 +201,39 @@ def _run(
             return run.folder
         for note in (*job.notes, describe(job), *(adapted.notes(objective.needs) if adapted is not None else ())):
             run.event(note)
-        if objective.head == "tokens" and job.tokenizer is not None:
+        if objective.head == "tokens" and job.tokenizer is not None and job.drawing is None:
             Watch(run.warn).rows(job.rows, job.tokenizer.stop_ids)
         seed_everything(job.config.seed)
         _decoder(policy).activation_checkpointing = job.config.gradient_checkpointing
         policy.to(ranks.place(job.config.device))
-        if "reference" in objective.needs:
+        if "reference" in objective.needs and job.drawing is not None:
+            assert isinstance(policy, Decoder)
+            crew = live_reference(crew, policy, adapted is not None, job.config, run.event)
+        elif "reference" in objective.needs:
             with without_adapters(policy):  # the same weights serve as the reference: no second model
                 name = start if adapted is None or adapted.fresh else weights_fingerprint(policy)
-                crew = with_reference(crew, policy, name, job, run)
+                crew = with_reference(crew, policy, name, [*job.rows, *job.held], job.config, ranks, run)
         optimizer = adamw(policy, job.config.optim)
-        limit = None if job.config.max_steps > 0 else job.config.row_limit(len(job.rows))
-        feed = StoredFeed(job.rows, job.rows_per_step, job.config.seed, limit)
-        state = resume(run, policy, optimizer, feed, job)
+        feed: Feed
+        evaluation: Evaluation | None = None
+        if isinstance(objective, OnPolicy) and job.drawing is not None and rollouts is not None:
+            assert job.tokenizer is not None
+            crew = dataclasses.replace(crew, sampler=crew.sampler or rollouts.sampler(policy, job.tokenizer))
+            assert crew.sampler is not None
+            feed = RolloutFeed(
+                job.rows, job.texts, job.rows_per_round, job.config.seed, rollouts=rollouts, sampler=crew.sampler,
+                config=job.drawing, rounds=objective.rounds, decode=job.tokenizer.decode, say=run.event,
+            )  # fmt: skip
+            evaluation = partial(feed.evaluate, job.held) if job.held else None
+            draw = draw or (feed.samples if job.config.evals.sample_steps else None)
+        else:
+            limit = None if job.config.max_steps > 0 else job.config.row_limit(len(job.rows))
+            feed = StoredFeed(job.rows, job.rows_per_step, job.config.seed, limit)
+        state = resume(run, policy, optimizer, feed, job.config.optim, job.total_steps)
         ranks.refuse_difference({"checkpoint": state.step})
-        state = run_loop(objective, policy, optimizer, feed, crew, job.config, run, state,
-                         write_model=write_model, eval_rows=job.held, draw=draw, ranks=ranks)  # fmt: skip
+        crew.refresh(policy, f"step-{state.step}")
+        state = run_loop(objective, policy, optimizer, feed, crew, job.config, run, state, write_model=write_model,
+                         eval_rows=() if evaluation else job.held, draw=draw, ranks=ranks, evaluation=evaluation)  # fmt: skip
         if job.config.save.load_best_model_at_end and state.best_step not in (0, state.step):
             copy_weights(policy, run.folder / f"checkpoint-{state.best_step}")
             run.event(f"the model is that of step {state.best_step}, best by {job.config.evals.metric_for_best_model}")
@@ -207,22 +253,23 @@ def plan(
     tokenizer: Tokenizer | None = None,
     eval_rows: Data | None = None,
     config: TrainConfig | None = None,
+    drawing: RolloutConfig | None = None,
     samples: int = 3,
     **overrides: Any,
 ) -> Plan:
     """What `train` would do with the same arguments. It loads no weights and writes nothing; of a hub id it fetches the config
     and the tokenizer, and says what `train` would fetch."""
-    job = resolve(objective, model, rows, eval_rows, tokenizer, config, overrides, None)
+    job = resolve(objective, model, rows, eval_rows, tokenizer, config, overrides, None, drawing)
     job = dataclasses.replace(job, ranks=of_environment())
     notes = job.notes
     if isinstance(model, str | Path):
         folder = local_folder(model, "config")
-        refuse_misfit(read_config(folder)[0], (*job.rows, *job.held), job.tokenizer)
+        refuse_misfit(read_config(folder)[0], (*job.rows, *job.held), job.tokenizer, job.drawn_tokens)
         for name in (str(model), adapter_base(folder)):
             if name and not Path(name).is_dir():
                 notes += (f"the weights of {name} are on the hub: training fetches them, unless that was done before",)
     else:
-        refuse_misfit(_decoder(model).config, (*job.rows, *job.held), job.tokenizer)
+        refuse_misfit(_decoder(model).config, (*job.rows, *job.held), job.tokenizer, job.drawn_tokens)
     sizes = [tree_tokens(row) for row in job.rows]
     numbers: dict[str, int | float] = {
         "rows": len(job.rows),
@@ -238,6 +285,10 @@ def plan(
     }
     shown = tuple(preview(row, job.tokenizer) for row in job.rows[:samples]) if job.tokenizer is not None else ()
     settings = dataclasses.asdict(objective) | flatten(job.config)  # type: ignore[call-overload]
+    if isinstance(objective, OnPolicy) and job.drawing is not None:
+        settings |= dataclasses.asdict(job.drawing)
+        numbers["responses_per_round"] = job.rows_per_round * job.drawing.num_generations
+        numbers["steps_per_round"] = objective.rounds.steps
     return Plan(objective.verb, settings, numbers, notes, shown)
 
 
@@ -250,23 +301,35 @@ def resolve(
     config: TrainConfig | None,
     overrides: dict[str, Any],
     rejects: Path | None,
+    drawing: RolloutConfig | None = None,
 ) -> Job:
     """Options and data of a call, all read and encoded."""
-    config = override(config or override(TrainConfig(), **objective.defaults), **overrides)
+    config, drawing = settle(objective, config, drawing, overrides)
     folder = str(model) if isinstance(model, str | Path) else _decoder(model).source
     has_none = Path(folder).is_dir() and not (Path(folder) / "tokenizer.json").is_file() and not adapter_base(folder)
     if tokenizer is None and folder and not has_none:
         tokenizer = load_tokenizer(folder)
-    given = encode(rows, objective, tokenizer, config.max_length, rejects)
-    train_rows, held, notes = given.rows, list[Row](), given.lines(config.max_length)
-    data = [{"source": given.source, "rows": len(given.rows), "fingerprint": rows_fingerprint(given.rows)}]
+    texts: dict[str, Messages] = {}
+
+    def read(data: Data, keep: Path | None = None) -> tuple[Sequence[Row], str, list[str]]:
+        """Rows, where they are from, and what there is to say of them."""
+        if drawing is None:
+            encoded = encode(data, objective, tokenizer, config.max_length, keep)
+            return encoded.rows, encoded.source, encoded.lines(config.max_length)
+        found = encode_prompts(data, tokenizer, config.max_length - drawing.max_completion_length, keep)
+        texts.update(found.texts)
+        return found.rows, found.source, found.lines()
+
+    train_rows, source, notes = read(rows, rejects)
+    held: list[Row] = []
+    data = [{"source": source, "rows": len(train_rows), "fingerprint": rows_fingerprint(train_rows)}]
     if eval_rows is not None:
-        more = encode(eval_rows, objective, tokenizer, config.max_length)
-        held = list(more.rows)
-        notes += [f"evaluation: {line}" for line in more.lines(config.max_length)]
-        data.append({"source": more.source, "rows": len(held), "fingerprint": rows_fingerprint(held)})
+        more, source, lines = read(eval_rows)
+        held = list(more)
+        notes += [f"evaluation: {line}" for line in lines]
+        data.append({"source": source, "rows": len(held), "fingerprint": rows_fingerprint(held)})
     elif config.evals.eval_share > 0:
-        train_rows, held = hold_out(given.rows, config.evals.eval_share)
+        train_rows, held = hold_out(train_rows, config.evals.eval_share)
         notes.append(
             f"{len(held):,} rows are held out for evaluation (eval_share {config.evals.eval_share}, by prompt)"
         )
@@ -275,39 +338,14 @@ def resolve(
     check_device(config.device)
     check_evaluation(config, bool(held))
     longest = max(tree_tokens(row) for row in (*train_rows, *held))
+    if isinstance(objective, OnPolicy) and drawing is not None:
+        longest += drawing.max_completion_length * (objective.rounds.responses or drawing.num_generations)
     if longest > config.max_tokens_per_batch:
         raise ValueError(
             f"the longest row takes {longest} token positions and max_tokens_per_batch is {config.max_tokens_per_batch}: "
-            "raise it or lower max_length"
+            f"raise it or lower {'max_length' if drawing is None else 'max_completion_length'}"
         )
-    return Job(objective, config, tokenizer, train_rows, held, tuple(data), tuple(notes))
-
-
-def check_device(name: str) -> None:
-    """Refuse a device that is not there before any work is done."""
-    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if not there.get(name.split(":")[0]):
-        raise ValueError(
-            f"device is {name!r}, and this machine has {', '.join(kind for kind, ok in there.items() if ok)}"
-        )
-
-
-def refuse_misfit(config: DecoderConfig, rows: Sequence[Row], tokenizer: Tokenizer | None = None) -> None:
-    """A foreign tokenizer, or rows that the model cannot read: foreign ids, or more tokens than it knows positions."""
-    if tokenizer is not None:
-        config.refuse_tokenizer(tokenizer.vocab_size)
-    largest = max(int(ids.max()) for row in rows for ids in row.ids)
-    if largest >= config.vocab_size:
-        raise ValueError(
-            f"the rows hold token id {largest}, and the model's vocabulary ends at {config.vocab_size - 1}: "
-            "use the model's own tokenizer"
-        )
-    longest = max(len(ids) for row in rows for ids in row.ids)
-    if longest > config.max_length:
-        raise ValueError(
-            f"the longest sequence has {longest} tokens, and the model's context is {config.max_length}: "
-            f"give max_length = {config.max_length}"
-        )
+    return Job(objective, config, tokenizer, train_rows, held, tuple(data), tuple(notes), drawing=drawing, texts=texts)
 
 
 def describe(job: Job) -> str:
@@ -317,62 +355,19 @@ def describe(job: Job) -> str:
     direction = "more" if config.evals.maximize else "less"
     best = f"; the best step is by {config.evals.metric_for_best_model}, {direction} is better" if job.held else ""
     ranks = f" x {job.ranks.world} processes" if job.ranks.world > 1 else ""
+    drawn, kind = "", "rows"
+    if isinstance(job.objective, OnPolicy) and job.drawing is not None:
+        kind = "prompts"
+        drawn = (
+            f"; a round draws {job.drawing.num_generations} responses to each of {job.rows_per_round} prompts, at most "
+            f"{job.drawing.max_completion_length} tokens at temperature {job.drawing.temperature:g}, for {job.objective.rounds.steps} steps"
+        )
     return (
-        f"{job.objective.verb}: {steps:,} steps of {job.rows_per_step} rows ({config.per_device_train_batch_size} x "
+        f"{job.objective.verb}: {steps:,} steps of {job.rows_per_step} {kind} ({config.per_device_train_batch_size} x "
         f"{config.gradient_accumulation_steps}{ranks}, at most {config.max_tokens_per_batch:,} positions at a time), learning rate "
         f"{config.optim.learning_rate:g} {config.optim.lr_scheduler_type}, warm-up {warmup_of(config.optim, steps)} steps, "
-        f"{precision} on {config.device}, seed {config.seed}{best}"
+        f"{precision} on {config.device}, seed {config.seed}{best}{drawn}"
     )
-
-
-def with_reference(crew: Crew, policy: Model, start: str, job: Job, run: Run) -> Crew:
-    """The crew with reference log-probs of all rows at hand: from disk, or computed now with the model as it starts."""
-    config = job.config
-    folder = Path(config.save.reference_cache) if config.save.reference_cache else run.folder.parent / ".reference"
-    given = crew.reference
-    name = (given.fingerprint if given is not None else start) + ("-bf16" if config.bf16 else "")
-    if given is None:
-        assert isinstance(policy, Decoder)
-        given = PolicyScorer(policy, max_tokens=config.max_tokens_per_batch, bf16=config.bf16)
-    cached = CachedScorer(given, name, folder)
-    everything = [*job.rows, *job.held]
-    share = job.ranks.deal(everything)
-    with run.progress(len(share), "reference log-probs") as bar:
-        cached.fill(share, bar.update)
-    computed = sum(job.ranks.gather(cached.computed))
-    run.event(f"reference log-probs: {computed:,} rows computed, {len(everything) - computed:,} read from {cached.folder}")
-    if job.ranks.world > 1:
-        cached = CachedScorer(given, name, folder)  # what the others computed, too
-        cached.fill(everything)
-    cached.scorer = None  # the policy is about to change: nothing may be scored with it from now on
-    return dataclasses.replace(crew, reference=cached)
-
-
-def resume(run: Run, model: Model, optimizer: Optimizer, feed: StoredFeed, job: Job) -> TrainState:
-    """The state to go on from: the newest whole checkpoint's, else the start's."""
-    total, optim = job.total_steps, job.config.optim
-    path = newest_checkpoint(run.folder, run.event) if checkpoints(run.folder) else None
-    if path is None:
-        if (run.folder / "finished.json").exists():
-            raise ValueError(
-                f"{run.folder} is finished and holds no whole checkpoint, so it cannot go on to step {total}: "
-                f"train further with --model {run.folder} and another --out (a run that may be extended needs save_steps)"
-            )
-        run.truncate(0)
-        return TrainState(warmup_steps=warmup_of(optim, total), total_steps=total)
-    copy_weights(model, path)
-    state, position = load_checkpoint(path, model, optimizer)
-    feed.load(position)
-    if total != state.total_steps and optim.lr_scheduler_type != "constant":
-        raise ValueError(
-            f"{run.folder} has a {optim.lr_scheduler_type} schedule of {state.total_steps} steps, and this command asks "
-            f"for {total}: give max_steps = {state.total_steps}, or train {path} further with another --out "
-            "(only lr_scheduler_type constant can be extended)"
-        )
-    state.total_steps = total
-    run.truncate(state.step)
-    run.event(f"goes on from {path.name} of {total} steps")
-    return state
 
 
 def _decoder(model: Model) -> Decoder:
@@ -381,7 +376,8 @@ def _decoder(model: Model) -> Decoder:
 
 def rows_fingerprint(rows: Sequence[Row]) -> str:
     """Names the rows and their order: ids, masks and numbers."""
-    return fingerprint([[row_key(row.ids, row.scored), dict(row.numbers)] for row in rows])
+    kept = ([row_key(row.ids, row.scored), dict(row.numbers), *([dict(row.tokens)] if row.tokens else [])] for row in rows)
+    return fingerprint(list(kept))
 
 
 def seed_everything(seed: int) -> None:

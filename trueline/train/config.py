@@ -16,8 +16,13 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
+
+from trueline.objectives.base import Objective
+from trueline.objectives.rounds import OnPolicy
+from trueline.records import RolloutConfig
 
 SCHEDULES = ("cosine", "linear", "constant")
 MOST_ROWS = 1 << 20
@@ -253,3 +258,22 @@ def override(config: TrainConfig, **flat: Any) -> TrainConfig:
     for group, values in nested.items():
         top[group] = dataclasses.replace(top.get(group, getattr(config, group)), **values)
     return dataclasses.replace(config, **top)
+
+
+def settle(
+    objective: Objective, config: TrainConfig | None, drawing: RolloutConfig | None, flat: Mapping[str, Any]
+) -> tuple[TrainConfig, RolloutConfig | None]:
+    """The options of a run: the objective's defaults over those of the classes where none are given, `flat` over both.
+
+    The second is None where rows are stored.
+    """
+    names = [item.name for item in dataclasses.fields(RolloutConfig)] if isinstance(objective, OnPolicy) else []
+    usual = dict(objective.defaults)
+    if isinstance(objective, OnPolicy):
+        usual = {"metric_for_best_model": "eval_reward", **usual}
+    of_train, of_drawing = ({k: v for k, v in usual.items() if (k in names) is drawn} for drawn in (False, True))
+    config = override(config or override(TrainConfig(), **of_train), **{k: v for k, v in flat.items() if k not in names})
+    if not names:
+        return config, None
+    drawing = drawing or RolloutConfig(**of_drawing)
+    return config, dataclasses.replace(drawing, **{k: v for k, v in flat.items() if k in names})

@@ -127,7 +127,7 @@ def _records(
         rejects.parent.mkdir(parents=True, exist_ok=True)
         with open(rejects, "a", encoding="utf-8", newline="\n") as file:
             for record, reason in lost:
-                _write(file, record, reason)
+                write_reject(file, record, reason)
     rejected = stats.dropped + (read.rejected if read is not None else Counter())
     if not rows:
         reasons = "; ".join(f"{reason} ({count})" for reason, count in rejected.most_common(3))
@@ -172,7 +172,8 @@ def _tokens(row: Row) -> tuple[int, int]:
     return row.num_tokens, sum(int(scored_L.sum()) for scored_L in row.scored)
 
 
-def _write(file: TextIO, record: Any, reason: str) -> None:
+def write_reject(file: TextIO, record: Any, reason: str) -> None:
+    """A line about a record that gave no row."""
     name, _, line = record.source.rpartition(":")
     about = {"file": name or record.source, "line": int(line) if name and line.isdigit() else None, "reason": reason}
     file.write(json.dumps(about, ensure_ascii=False) + "\n")
@@ -205,6 +206,7 @@ def keep_rows(path: Path, rows: Sequence[Row]) -> Path:
             "ids": [ids.tolist() for ids in row.ids],
             "scored": [scored.astype(int).tolist() for scored in row.scored],
             "numbers": {name: [str(value) for value in values] for name, values in row.numbers.items()},
+            "tokens": {name: [[str(value) for value in one] for one in values] for name, values in row.tokens.items()},
         }
         for row in rows
     ]

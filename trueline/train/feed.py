@@ -5,18 +5,29 @@
 The order is a pure function of (seed, epoch), so the whole state is one integer: the rows handed out so far. Steps run
 over the end of an epoch into the next; only the run's last step may be short.
 
-Left out: feeds of fresh rollouts (the loop would take any feed with the same three methods).
+Left out: feeds of fresh rollouts (rollout_feed; the loop takes any feed with these methods).
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
 
 from trueline.records import Row
+
+
+@dataclass(frozen=True)
+class Report:
+    """What there is to say of the rounds since the last time."""
+
+    sums: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    """Metric -> (sum, count)."""
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    """What their making took; nothing where rows are stored."""
 
 
 class Feed(Protocol):
@@ -29,6 +40,10 @@ class Feed(Protocol):
         ...
 
     def load(self, state: dict[str, Any]) -> None: ...
+
+    def report(self) -> Report:
+        """Of the rounds since the last call."""
+        ...
 
     @property
     def epoch(self) -> float:
@@ -66,6 +81,9 @@ class StoredFeed:
 
     def load(self, state: dict[str, Any]) -> None:
         self.given = int(state["given"])
+
+    def report(self) -> Report:
+        return Report()
 
     @property
     def epoch(self) -> float:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +34,11 @@ from trueline.train.ranks import ALONE, Ranks
 from trueline.train.signals import stop_signals
 from trueline.train.state import TrainState
 from trueline.train.step import take_step
+from trueline.train.stopwatch import Stopwatch
 from trueline.train.watch import Watch, step_facts
 
+Evaluation = Callable[[], tuple[dict[str, float], dict[str, float]]]
+"""Metrics, and over how many tokens, pairs or responses each is a mean."""
 Draw = Callable[[nn.Module], Sequence[Mapping[str, Any]]]
 """Draws a few responses from the live model: [{"prompt": ..., "response": ...}]."""
 
@@ -53,11 +57,18 @@ def run_loop(
     eval_rows: Sequence[Row] = (),
     draw: Draw | None = None,
     ranks: Ranks = ALONE,
+    evaluation: Evaluation | None = None,
 ) -> TrainState:
-    """Train from `state` until it has ended, or to a signal (SystemExit, after a checkpoint)."""
+    """Train from `state` until it has ended, or to a signal (SystemExit, after a checkpoint).
+
+    `evaluation` says how good the policy is; by default the objective's loss and metrics on `eval_rows` do.
+    """
     budget = Budget(rows=config.per_device_train_batch_size, tokens=config.max_tokens_per_batch)
     rounds, saved, logged = iter(feed), state.step, (time.monotonic(), state.num_tokens)
     watch, begun = Watch(run.warn), False
+    clock = Stopwatch()
+    if evaluation is None and eval_rows:
+        evaluation = partial(evaluate, objective, model, eval_rows, crew, config.bf16, budget, ranks)
     refuse_unknown_metric(objective, model, eval_rows, crew, budget, config.evals.metric_for_best_model)
 
     def log_window() -> None:
@@ -67,14 +78,18 @@ def run_loop(
         speed, logged = (now[1] - logged[1]) / max(now[0] - logged[0], 1e-9), now
         place = {"learning_rate": rate, "epoch": feed.epoch, "num_tokens": now[1], "tokens_per_second": speed}
         counts, means = state.counts(), state.take_means()
-        run.log(state.step, means | place, counts)
+        run.log(state.step, means | place | clock.take(), counts)
         watch.metrics(means)
 
     with stop_signals() as stopping, run.progress(state.total_steps, objective.verb, start=state.step) as bar:
         model.train()
         while not state.ended and (rows := next(rounds, None)) is not None:
-            start = state.step
-            for step in objective.steps(objective.annotate(rows, crew), budget):
+            start, report = state.step, feed.report()
+            state.note(report.sums)
+            clock.begin(report.seconds)
+            annotated = objective.annotate(rows, crew)
+            clock.lap("scoring")
+            for step in objective.steps(annotated, budget):
                 if not begun:
                     run.event(step_facts(step))
                     begun = True
@@ -86,14 +101,17 @@ def run_loop(
                 tokens = sum(batch.layout.num_tokens for batch in step)
                 state.advance(sums, tokens)
                 bar.update(state.step, loss=sums["loss"][0], tokens=tokens)
+                clock.lap("learning")
                 if state.step % config.logging_steps == 0 or state.step == state.total_steps:
                     log_window()
+                if state.ended:  # in the middle of a round
+                    break
             crew.refresh(model, f"step-{state.step}")
 
             evals, passed = config.evals, (start, state.step)
             wants_save = crossed(config.save.save_steps, *passed)
-            if eval_rows and (crossed(evals.eval_steps, *passed) or state.step >= state.total_steps):
-                metrics, counts = evaluate(objective, model, eval_rows, crew, config.bf16, budget, ranks)
+            if evaluation is not None and (crossed(evals.eval_steps, *passed) or state.step >= state.total_steps):
+                metrics, counts = evaluation()
                 run.log(state.step, metrics, counts)
                 wants_save |= state.note_evaluation(metrics, evals) and evals.eval_steps > 0  # the best one is kept
                 if state.stopped_early:

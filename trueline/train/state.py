@@ -36,6 +36,10 @@ class TrainState:
     def advance(self, sums: Sums, tokens: int) -> None:
         """One step is done."""
         self.step, self.num_tokens = self.step + 1, self.num_tokens + tokens
+        self.note(sums)
+
+    def note(self, sums: Sums) -> None:
+        """Metrics for the next line."""
         for name, (total, count) in sums.items():
             before = self.window.get(name, (0.0, 0.0))
             self.window[name] = (before[0] + total, before[1] + count)

@@ -1,0 +1,120 @@
+"""A feed of fresh rollouts: every round its prompts are answered by the policy as it is, judged, and selected from.
+
+    prompts of the round --Rollouts.draw--> rows          protocols.Rollouts; train knows neither engine nor judge
+
+The order of prompts is that of StoredFeed, and what a round draws depends on (seed, prompts handed out) and on the weights, so the
+whole state is one integer here, too: a run that goes on draws the very same responses.
+
+Left out: several processes, each with its share of the prompts; drawing the next round while this one is learned from.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from trueline.objectives.rounds import Rounds
+from trueline.protocols import Drawn, Rollouts, Sampler
+from trueline.records import Messages, RolloutConfig, Row
+from trueline.train.feed import Report, StoredFeed
+
+EMPTY = 20
+"""So many rounds in a row without a single row end the run."""
+EVALUATED = 256
+"""Held-out prompts that are answered at a time."""
+
+
+class RolloutFeed:
+    """Endless rounds; the run ends by its number of steps."""
+
+    def __init__(
+        self, prompts: Sequence[Row], texts: Mapping[str, Messages], prompts_per_round: int, seed: int, *, rollouts: Rollouts,
+        sampler: Sampler, config: RolloutConfig, rounds: Rounds, decode: Callable[[Sequence[int]], str],
+        say: Callable[[str], None] = lambda text: None,
+    ) -> None:  # fmt: skip
+        self.order = StoredFeed(prompts, prompts_per_round, seed)
+        self.texts, self.seed, self.rollouts, self.sampler = texts, seed, rollouts, sampler
+        self.config, self.rounds, self.decode, self.say = config, rounds, decode, say
+        self.last: Drawn | None = None
+        self._sums: dict[str, tuple[float, float]] = {}
+        self._seconds: Counter[str] = Counter()
+
+    def __iter__(self) -> Iterator[list[Row]]:
+        empty = 0
+        for prompts in self.order:
+            drawn = self._draw(prompts, self.config, self.order.given)
+            if self.last is None and drawn.remark:
+                self.say(drawn.remark)
+            self.last = drawn
+            for name, (total, count) in drawn.metrics.items():
+                before = self._sums.get(name, (0.0, 0.0))
+                self._sums[name] = (before[0] + total, before[1] + count)
+            self._seconds.update(drawn.seconds)
+            if drawn.rows:
+                empty = 0
+                yield list(drawn.rows)
+            elif (empty := empty + 1) >= EMPTY:
+                raise ValueError(
+                    f"{empty} rounds in a row gave nothing to learn from (frac_reward_zero_std "
+                    f"{_mean(drawn.metrics, 'frac_reward_zero_std'):.0%}, completions/clipped_ratio "
+                    f"{_mean(drawn.metrics, 'completions/clipped_ratio'):.0%}): look at samples.jsonl and at the judge, or raise "
+                    "num_generations or temperature"
+                )
+
+    def report(self) -> Report:
+        """Metrics and seconds of the rounds since the last call."""
+        found = Report(self._sums, dict(self._seconds))
+        self._sums, self._seconds = {}, Counter()
+        return found
+
+    def samples(self, model: Any) -> Sequence[Mapping[str, Any]]:
+        """A few responses of the last round."""
+        return self.last.samples if self.last is not None else ()
+
+    def evaluate(self, held: Sequence[Row]) -> tuple[dict[str, float], dict[str, float]]:
+        """{"eval_reward": ...}: one response to every held-out prompt, the same draw of chance each time; and the counts."""
+        sums: dict[str, tuple[float, float]] = {}
+        once = RolloutConfig(
+            num_generations=1,
+            max_completion_length=self.config.max_completion_length,
+            temperature=self.config.temperature,
+            missing_eos_penalty=self.config.missing_eos_penalty,
+        )
+        for start in range(0, len(held), EVALUATED):
+            drawn = self._draw(held[start : start + EVALUATED], once, -1 - start, select="all_responses")
+            for name in EVALUATIONS:
+                before, (total, count) = sums.get(name, (0.0, 0.0)), drawn.metrics[name]
+                sums[name] = (before[0] + total, before[1] + count)
+        means = {f"eval_{name}": total / count for name, (total, count) in sums.items()}
+        return means, {f"eval_{name}": count for name, (_, count) in sums.items()}
+
+    def state(self) -> dict[str, Any]:
+        return self.order.state()
+
+    def load(self, state: dict[str, Any]) -> None:
+        self.order.load(state)
+
+    @property
+    def epoch(self) -> float:
+        return self.order.epoch
+
+    def _draw(self, prompts: Sequence[Row], config: RolloutConfig, number: int, select: str = "") -> Drawn:
+        """What round `number` (prompts handed out with it; below 0 for evaluations) gives."""
+        (seed,) = np.random.SeedSequence([self.seed, number % 2**63]).generate_state(1).tolist()
+        asked = [(self.texts[row.key], row.ids[0]) for row in prompts]
+        return self.rollouts.draw(
+            asked, self.sampler, config, decode=lambda ids: self.decode(ids.tolist()), seed=seed,
+            select=select or self.rounds.select, options={} if select else self.rounds.options,
+        )  # fmt: skip
+
+
+EVALUATIONS = ("reward", "completions/mean_length", "completions/clipped_ratio")
+"""What an evaluation gives, each with eval_ in front."""
+
+
+def _mean(metrics: Mapping[str, tuple[float, float]], name: str) -> float:
+    total, count = metrics.get(name, (0.0, 1.0))
+    return total / count
