@@ -4,10 +4,11 @@
     normal_mean(values, groups)          mean and standard error, clustered by prompt
     bootstrap_mean(values, groups)       percentile bootstrap; the prompt is the unit that is drawn
     paired_difference(a, b, groups)      mean of a - b on the same prompts
+    crossed_mean(values_SP)              every training seed answers every prompt: both vary
     sign_test(wins, losses)              exact two-sided p-value of wins = losses
 
 Responses to one prompt are not independent, so every function takes `groups`: one label per value, the same label for values
-of the same prompt. Legend: N values, P prompts, R resamples.
+of the same prompt. Legend: N values, P prompts, R resamples, S training seeds.
 Left out: unpaired two-sample tests, since everything here answers the same prompts.
 """
 
@@ -76,6 +77,45 @@ def paired_difference(
         )
     difference_N = np.asarray(a, dtype=np.float64) - np.asarray(b, dtype=np.float64)
     return bootstrap_mean(difference_N, groups, level=level, resamples=resamples, seed=seed)
+
+
+def crossed_mean(values_SP: Sequence[Sequence[float]] | np.ndarray, *, level: float = 0.95) -> Interval:
+    """Mean over training seeds and prompts, every seed having answered every prompt: [S, P] -> Interval of the method's mean.
+
+        Y_sp = m + seed_s + prompt_p + rest_sp       Var(mean) = var_s(Y_s.)/S + var_p(Y_.p)/P - var(rest)/(S P)
+
+    (crossed random effects; the rest is in both of the first terms, so it is taken off once). The quantile is Student's, with
+    Satterthwaite's degrees of freedom (1946) of the first two terms: where seeds differ more than prompts, few seeds give wide
+    intervals. With one seed the interval is over prompts only, and `method` says so.
+    """
+    y_SP = np.atleast_2d(np.asarray(values_SP, dtype=np.float64))
+    if y_SP.ndim != 2 or y_SP.shape[1] < 2 or not np.isfinite(y_SP).all():
+        raise ValueError(f"crossed_mean needs finite values of at least 2 prompts as [seeds, prompts], got shape {y_SP.shape}")
+    S, P = y_SP.shape
+    mean, of_seed_S, of_prompt_P = float(y_SP.mean()), y_SP.mean(1), y_SP.mean(0)
+    from_prompts = float(of_prompt_P.var(ddof=1)) / P
+    from_seeds = float(of_seed_S.var(ddof=1)) / S if S > 1 else 0.0
+    rest_SP = y_SP - of_seed_S[:, None] - of_prompt_P[None, :] + mean
+    twice = float((rest_SP**2).sum()) / ((S - 1) * (P - 1)) / (S * P) if S > 1 else 0.0
+    both = from_prompts + from_seeds
+    se = math.sqrt(max(both - twice, from_prompts, from_seeds))
+    spread = from_prompts**2 / (P - 1) + (from_seeds**2 / (S - 1) if S > 1 else 0.0)
+    half = student_quantile(level, both**2 / spread if spread > 0 else P - 1) * se
+    method = "crossed over seeds and prompts" if S > 1 else "over prompts, of one seed"
+    return Interval(estimate=mean, low=mean - half, high=mean + half, se=se, level=level, n=P, method=method)
+
+
+def student_quantile(level: float, dof: float) -> float:
+    """t with P(|T| <= t) = level. With T = sqrt(dof) tan(theta) the density of theta is proportional to cos(theta)^(dof - 1)."""
+    normal = _quantile(level)
+    if dof > 1000:  # equal to 0.2 %
+        return normal
+    if dof < 1:
+        raise ValueError(f"Student's distribution needs at least 1 degree of freedom here, got {dof}")
+    theta_G = np.linspace(0, math.pi / 2, 20001)
+    density_G = np.cos(theta_G) ** (dof - 1)
+    mass_G = np.concatenate([[0.0], np.cumsum((density_G[1:] + density_G[:-1]) / 2)])
+    return float(math.sqrt(dof) * math.tan(np.interp(level, mass_G / mass_G[-1], theta_G)))
 
 
 def sign_test(wins: int, losses: int) -> float:

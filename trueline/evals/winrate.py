@@ -59,12 +59,16 @@ def win_rate(
 
     `prompts` labels each pair of values with its prompt; without it every pair is a prompt of its own.
     """
+    difference = paired_difference(scores_a, scores_b, prompts, level=level, seed=seed)
+    return _summary(outcomes(scores_a, scores_b, margin), prompts, difference, level, seed)
+
+
+def outcomes(scores_a: Values, scores_b: Values, margin: float = 0.0) -> np.ndarray:
+    """1 where a is ahead by more than `margin`, 0 where it is behind, 0.5 for a tie; arrays of any one shape."""
     if margin < 0:
         raise ValueError(f"margin must be at least 0, got {margin}: it is the largest score gap that still is a tie")
-    difference = paired_difference(scores_a, scores_b, prompts, level=level, seed=seed)
-    gap_N = np.asarray(scores_a, dtype=np.float64) - np.asarray(scores_b, dtype=np.float64)
-    outcome_N = np.where(gap_N > margin, 1.0, np.where(gap_N < -margin, 0.0, 0.5))
-    return _summary(outcome_N, prompts, difference, level, seed)
+    gap = np.asarray(scores_a, dtype=np.float64) - np.asarray(scores_b, dtype=np.float64)
+    return np.where(gap > margin, 1.0, np.where(gap < -margin, 0.0, 0.5))
 
 
 def win_rate_of_verdicts(
