@@ -12,7 +12,7 @@ import tyro
 from rich.console import Console
 
 from trueline.cli.places import BASE, COLUMNS, FILE, MODEL, column_names, model_folder, say_read
-from trueline.records import Comparison, Conversation, Document, Record, Row
+from trueline.records import Comparison, Conversation, Document, Rating, Record, Row
 from trueline.rows import inspect, read_rows, render, write_rows
 from trueline.rows.verdicts import MEANINGS
 from trueline.tokens import (
@@ -20,6 +20,7 @@ from trueline.tokens import (
     encode_comparison,
     encode_conversation,
     encode_document,
+    encode_rating,
     load_tokenizer,
     preview,
 )
@@ -100,6 +101,8 @@ def encode(record: Record, tok: Tokenizer) -> list[Row]:
             row = encode_conversation(record, tok, UNCUT)
         case Comparison():
             row = encode_comparison(record, tok, UNCUT)
+        case Rating():
+            row = encode_rating(record, tok, UNCUT)
         case _:
             row = None
     return [] if row is None else [row]
