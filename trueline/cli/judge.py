@@ -13,8 +13,10 @@ import numpy as np
 import tyro
 from rich.console import Console
 
+from trueline.align.combination import WeightedJudge, parts_of
 from trueline.align.group import Group, judged, prompt_key
 from trueline.align.judges import RuleJudge, ScorerJudge
+from trueline.align.sandbox import unit_tests
 from trueline.align.select import best_vs_worst, comparisons
 from trueline.align.verifiers import Answers, Check, Verifier, answers_of, exact_answer, json_schema, regex
 from trueline.cli.places import model_folder
@@ -27,7 +29,7 @@ from trueline.rows.readers import Unreadable, parse_json, read_objects
 from trueline.store import local_folder
 from trueline.tokens import encode_comparison, load_tokenizer
 
-JUDGES = "DIR_OR_HUB_ID|FILE.py:FUNCTION|exact_answer|regex:PATTERN|json_schema:FILE"
+JUDGES = "DIR_OR_HUB_ID|FILE.py:FUNCTION|exact_answer|regex:PATTERN|json_schema:FILE|unit_tests"
 """How people name a judge."""
 
 
@@ -40,7 +42,8 @@ class Judge:
     """Responses: JSON lines with prompt and responses."""
     judge: Annotated[str, tyro.conf.arg(metavar=JUDGES)]
     """Who judges: a reward model; a rule of yours, a Python function of prompt and response (and the row's answer, if it takes
-    three) that returns a number, more is better; or a check of what is right: exact_answer, regex:PATTERN, json_schema:FILE."""
+    three) that returns a number, more is better; or a check of what is right: exact_answer, regex:PATTERN, json_schema:FILE,
+    unit_tests (the row's, in a sandbox)."""
     out: Annotated[Path, tyro.conf.arg(metavar="FILE.jsonl")]
     """Where the comparisons go: .jsonl, .jsonl.gz, .jsonl.zst or .parquet."""
     select: Literal["ranking", "best_vs_worst"] = "ranking"
@@ -102,6 +105,7 @@ def judge_named(name: str, max_length: int = 1024, device: str = "cpu", *, answe
     exact_answer | regex[:PATTERN] | json_schema[:FILE] | unit_tests    what is right is known: `trueline.align.verifiers`
     FILE.py:FUNCTION                                                    a rule of (prompt, response) or (prompt, response, answer)
     DIR_OR_HUB_ID                                                       a reward model
+    A=0.7,B=0.3                                                         several of these, added up with weights
 
     `answers` are what the prompts' rows say is right (`answers_of`).
     """
@@ -113,6 +117,8 @@ def judge_named(name: str, max_length: int = 1024, device: str = "cpu", *, answe
     path, _, function = name.rpartition(":")
     if path.endswith(".py"):
         return rule_judge(function_of(Path(path), function), answers or {}, name)
+    if parts := parts_of(name):
+        return WeightedJudge(parts, [judge_named(part, max_length, device, answers=answers) for part, _ in parts])
     from trueline.models.files import load_scalar_model, read_config
     from trueline.models.scorer import RewardScorer
 
@@ -165,6 +171,7 @@ VERIFIERS: dict[str, Callable[[str], Check]] = {
     "exact_answer": lambda rest: exact_answer,
     "regex": regex,
     "json_schema": schema_check,
+    "unit_tests": lambda rest: unit_tests(),
 }
 """Name -> its check, made from what stands behind the colon."""
 OF_A_RULE = ("regex", "json_schema")
