@@ -45,6 +45,7 @@ OTHERS = (
         "trueline.cli.data:Convert",
         "write any format we read as TRL's columns or OpenAI chat",
     ),
+    Verb("data pool", "Prepare data", "trueline.cli.pool:Pool", "all ratings of a response as counts per category, with a judge's prior"),
     Verb("tokenizer train", "Prepare data", "trueline.cli.tokenizer:Train", "byte-level BPE from text"),
     Verb(
         "tokenizer lint",
@@ -66,6 +67,13 @@ OTHERS = (
         "trueline.cli.evaluate:Evaluate",
         "perplexity and bits per byte, or a reward model's accuracy and calibration",
     ),
+    Verb(
+        "study",
+        "Use a model",
+        "trueline.cli.study:Study",
+        "compare methods at equal cost on your own preferences, and say which to choose",
+    ),
+    Verb("center", "Use a model", "trueline.cli.center:Center", "shift a reward model so that demonstrations average zero"),
     Verb("merge", "Use a model", "trueline.cli.merge:Merge", "an adapter and its base as one plain model"),
     Verb("plan", "Look after runs", "trueline.cli.plan:Plan", "predict peak memory and time, and what to change when it does not fit"),
     Verb(

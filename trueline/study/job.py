@@ -1,0 +1,174 @@
+"""A study from first line to last.
+
+    split -> reward models -> budget -> trials (tuning prompts) -> policies of every seed -> measured (report prompts) -> report
+
+    out/  report.html  results.json  frontier.csv  matrix.csv  seconds.json  plan.json  cells/  run.json  events.jsonl
+
+The same command goes on where it was stopped; another command uses what it shares with what is there. Left out: methods (objectives),
+what training is (train), the page (report).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from rich.console import Console
+
+from trueline.models.files import fingerprint as weights_fingerprint
+from trueline.models.files import load_model
+from trueline.protocols import Judge
+from trueline.records import Comparison
+from trueline.run import Bar, Run
+from trueline.store import fingerprint, local_folder, write_atomic
+from trueline.study.arms import Arm
+from trueline.study.budget import Share, share_of
+from trueline.study.cells import Cells
+from trueline.study.outcome import compile_results, seconds_of
+from trueline.study.report import write_report
+from trueline.study.rewards import train_rewards
+from trueline.study.rows import Parts, split
+from trueline.study.settings import Budget, Settings
+from trueline.study.tables import write_tables
+from trueline.study.training import Bench
+from trueline.study.work import Job, measure_start, needs_reward, policies, run_arm, tune
+from trueline.tokens import load_tokenizer
+
+
+def run_study(
+    model: str | Path,
+    pairs: Sequence[Comparison],
+    arms: Sequence[Arm],
+    *,
+    out: str | Path,
+    budget: Budget | None = None,
+    settings: Settings | None = None,
+    judge: Judge | None = None,
+    judge_key: str = "",
+    reward: str = "learned",
+    console: Console | None = None,
+) -> Path:
+    """Compare the arms and return the report's path.
+
+    model      the start of every policy, and the reference: a folder or a hub id
+    judge      gives the scores that count; without one a reward model that learned from other prompts does. `judge_key` names it in
+               fingerprints: another key is another judge
+    reward     what chooses among draws, and what methods that draw their own responses are driven by: "learned" or "judge"
+    """
+    budget, settings, out = budget or Budget(), settings or Settings(), Path(out)
+    parts = checked_parts(pairs, judge, reward)
+    asked = {"methods": [arm.name for arm in arms], "budget": asdict(budget), "settings": asdict(settings), "judge": judge_key}
+    with Run(out, asked, identity={"study": 1}, console=console or Console(stderr=True)) as run:
+        for line in describe(parts, arms, budget, settings, judge_key):
+            run.event(line)
+        job = prepared(bench_of(model, settings, out), arms, parts, judge, judge_key, reward, run)
+        shares = {arm.name: settle(job, arm, budget) for arm in arms}
+        write_atomic(out / "plan.json", json.dumps({name: asdict(share) for name, share in shares.items()}, indent=1))
+        for arm in arms:
+            if arm.trains:
+                run.event(f"{arm.name}: {shares[arm.name].updates:,} updates per policy ({shares[arm.name].how})")
+        with Progress(run, sum(shares[arm.name].updates * policies(arm, settings) for arm in arms)) as progress:
+            tuned = {arm.name: tune(job, arm, shares[arm.name], progress.tell) for arm in arms}
+            runs = {arm.name: run_arm(job, arm, shares[arm.name], tuned[arm.name], progress.tell) for arm in arms}
+        start = [measure_start(job, seed) for seed in settings.seeds]
+        results = compile_results(job, budget, shares, tuned, runs, start)
+        seconds = seconds_of(job, tuned, runs)
+        write_atomic(out / "results.json", json.dumps(results, indent=1, allow_nan=False))
+        write_atomic(out / "seconds.json", json.dumps(seconds, indent=1))
+        write_tables(results, out)
+        write_report(results, seconds, out / "report.html")
+        verdict = results["verdict"]
+        for sentence in (verdict["headline"], *verdict["because"], *verdict["beware"]):
+            run.event(sentence)
+        run.finish({"choose": verdict["choose"]})
+    return out / "report.html"
+
+
+def checked_parts(pairs: Sequence[Comparison], judge: Judge | None, reward: str) -> Parts:
+    """The comparisons by use."""
+    if reward == "judge" and judge is None:
+        raise ValueError("--reward judge needs a --judge: name one, or let a learned reward model drive (--reward learned)")
+    return split(pairs, needs_judge=judge is None)
+
+
+def bench_of(model: str | Path, settings: Settings, out: Path) -> Bench:
+    """What every training shares."""
+    start = local_folder(model)
+    tokenizer = load_tokenizer(start)
+    loaded = load_model(start)
+    loaded.config.refuse_tokenizer(tokenizer.vocab_size)
+    key = fingerprint([weights_fingerprint(loaded), (start / "tokenizer.json").read_text(encoding="utf-8")
+                       if (start / "tokenizer.json").exists() else "", settings.device])  # fmt: skip
+    return Bench(start=start, start_key=key, tokenizer=tokenizer, settings=settings, cells=Cells(out / "cells"))
+
+
+def prepared(
+    bench: Bench, arms: Sequence[Arm], parts: Parts, judge: Judge | None, judge_key: str, reward: str, run: Run
+) -> Job:
+    """The job with its reward models trained."""
+    settings = bench.settings
+    rewards = judging = None
+    if reward == "learned" and any(map(needs_reward, arms)):
+        run.event(f"reward model: {len(settings.learning_rates)} trials, then one per seed, on {len(parts.train):,} comparisons")
+        rewards = train_rewards(bench, parts.train, parts.tuning, settings.learning_rates, settings.seeds)
+    if judge is None:
+        run.event(f"no --judge: a reward model that judges learns from {len(parts.judge):,} comparisons that no method sees")
+        found = train_rewards(bench, parts.judge, parts.tuning, settings.learning_rates, settings.seeds[:1])
+        judging = found.cells[settings.seeds[0]]
+    return Job(
+        bench=bench, arms=tuple(arms), parts=parts, rewards=rewards, judge=judge, judging=judging,
+        truth_key=judging.key if judging is not None else judge_key,
+    )  # fmt: skip
+
+
+def settle(job: Job, arm: Arm, budget: Budget) -> Share:
+    """Updates of one arm; the reward model that it uses is charged to it."""
+    shared = {"tokens": 0.0, "seconds": 0.0}
+    seed = job.settings.seeds[0]
+    if job.rewards is not None and needs_reward(arm):
+        cell = job.rewards.cells[seed]
+        shared = {"tokens": float(cell.read("trained.json")["trained"]), "seconds": cell.seconds}
+    about = {
+        "arm": arm.name, "rates": arm.learning_rates, "budget": asdict(budget), "model": job.bench.start_key,
+        "batch": job.settings.per_device_train_batch_size, "pairs": fingerprint([asdict(pair) for pair in job.parts.train]),
+    }  # fmt: skip
+    kept = job.bench.cells.of("share", about)
+    drive = job.drive(seed) if needs_reward(arm) else None
+    found = kept.once("share.json", lambda: asdict(share_of(job.bench, arm, job.records(arm), budget, drive, shared)))
+    return Share(**found)
+
+
+def describe(parts: Parts, arms: Sequence[Arm], budget: Budget, settings: Settings, judge_key: str) -> list[str]:
+    """What will be done, in sentences."""
+    counts = {side: len(parts.prompts(side)) for side in ("train", "judge", "tuning", "report")}
+    answered = min(counts["report"], settings.report_prompts or counts["report"])
+    judged = f"; {counts['judge']:,} for the reward model that judges" if counts["judge"] else ""
+    return [
+        f"{len(parts.train):,} comparisons of {counts['train']:,} prompts to train on; {counts['tuning']:,} prompts to tune on, "
+        f"{counts['report']:,} to report on ({answered:,} of them are answered){judged}",
+        f"{len(arms)} methods, {budget} each, seeds {', '.join(map(str, settings.seeds))}, {len(settings.learning_rates)} trials each: "
+        f"{sum(policies(arm, settings) for arm in arms)} policies to train, judged by {judge_key or 'a reward model of its own'}",
+    ]
+
+
+class Progress:
+    """A bar over the updates of all policies; what is finished already counts."""
+
+    def __init__(self, run: Run, total: int) -> None:
+        self.total, self.done = max(1, total), dict[str, int]()
+        self.bar = Bar(self.total, "study", console=Console(file=run.console.file, stderr=True))
+
+    def __enter__(self) -> Progress:
+        self.bar.__enter__()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.bar.__exit__(*error)
+
+    def tell(self, name: str, step: int) -> None:
+        """So many updates of the run of this name are done."""
+        if step > self.done.get(name, -1):
+            self.done[name] = step
+            self.bar.update(min(self.total, sum(self.done.values())), note=name)

@@ -1,0 +1,85 @@
+"""The reward models of a study: one per seed that methods are driven by, and, where no true judge is given, one that judges.
+
+Both are Bradley-Terry models (objectives.reward), one pass over their pairs, trained at the learning rate that predicts the tuning
+part's preferences best, of as many as every method tries. The judging one learns from other prompts than the driving ones, so what
+pleases it has not only learned to please them (Bai et al., 2204.05862, section 4.2).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from trueline.evals.calibration import pair_calibration
+from trueline.models.files import load_scalar_model
+from trueline.models.scorer import RewardScorer
+from trueline.objectives.reward import Reward
+from trueline.records import Comparison
+from trueline.store import fingerprint
+from trueline.study.cells import Cell
+from trueline.study.training import Bench, trained
+from trueline.tokens import EncodeStats, encode_comparison
+
+OBJECTIVE = Reward(center_rewards_coefficient=0.01)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rewards:
+    """Reward models by seed, and how they were tuned."""
+
+    cells: dict[int, Cell]
+    learning_rate: float
+    trials: list[dict[str, float]]
+
+    def scorer(self, bench: Bench, seed: int) -> RewardScorer:
+        """Loaded."""
+        return scorer_of(bench, self.cells[seed])
+
+
+def train_rewards(
+    bench: Bench, pairs: Sequence[Comparison], tuning: Sequence[Comparison], rates: Sequence[float], seeds: Sequence[int]
+) -> Rewards:
+    """One trial per learning rate with the first seed, then one model per seed."""
+    updates = -(-len(pairs) // bench.settings.per_device_train_batch_size)
+
+    def one(rate: float, seed: int) -> Cell:
+        return trained(bench, OBJECTIVE, pairs, learning_rate=rate, updates=updates, seed=seed, kind="reward")
+
+    trials = [{"learning_rate": rate, "score": -calibration(bench, one(rate, seeds[0]), tuning)["nll"]} for rate in rates]
+    best = max(trials, key=lambda trial: trial["score"])["learning_rate"]
+    return Rewards(cells={seed: one(best, seed) for seed in seeds}, learning_rate=best, trials=trials)
+
+
+def scorer_of(bench: Bench, cell: Cell) -> RewardScorer:
+    """The reward model of a cell, to score with."""
+    model = load_scalar_model(cell.folder / "run", device=bench.settings.device)
+    return RewardScorer(model, max_tokens=bench.settings.max_tokens_per_batch)
+
+
+def calibration(bench: Bench, cell: Cell, pairs: Sequence[Comparison]) -> dict[str, Any]:
+    """How well a reward model knows the preferences of these pairs: evals.calibration, kept in the cell."""
+
+    def compute() -> dict[str, Any]:
+        stats = EncodeStats()
+        found = [encode_comparison(pair, bench.tokenizer, bench.settings.max_length, stats) for pair in pairs]
+        rows = [row for row in found if row is not None]
+        gaps: list[float] = []
+        for row, scores_K in zip(rows, scorer_of(bench, cell).score(rows), strict=True):
+            worth_K = -row.numbers["rank"] if "rank" in row.numbers else row.numbers["counts"]
+            gaps += [float(scores_K[i] - scores_K[j]) for i, j in np.ndindex(len(worth_K), len(worth_K)) if worth_K[i] > worth_K[j]]
+        if not gaps:
+            raise ValueError("no comparison of the tuning or report part has a preference that can be encoded: bring more data")
+        return pair_calibration(gaps, bins=10).to_dict() | {"pairs": len(gaps)}
+
+    name = fingerprint([str(pair.prompt) + str(pair.responses) for pair in pairs])[:12]
+    found: dict[str, Any] = cell.once(f"calibration-{name}.json", compute)
+    return found
+
+
+def folder_of(cell: Cell) -> Path:
+    """The model."""
+    return cell.folder / "run"
