@@ -46,7 +46,7 @@ class Rounds:
     epochs: int = 1
     """Passes over a round's rows."""
     frozen: bool = False
-    """The model as it starts draws, in every round, instead of the policy in training."""
+    """The reference (the model as it starts) draws, in every round, instead of the policy in training."""
 
     @property
     def steps(self) -> int:

@@ -49,7 +49,7 @@ from trueline.train.loop import Draw, Evaluation, run_loop
 from trueline.train.optim import adamw, warmup_of
 from trueline.train.prompts import encode_prompts
 from trueline.train.ranks import ALONE, Ranks, joined, of_environment
-from trueline.train.reference import live_reference, with_reference
+from trueline.train.reference import live_reference, reference_sampler, with_reference
 from trueline.train.resume import resume
 from trueline.train.rollout_feed import RolloutFeed
 from trueline.train.watch import Watch
@@ -223,6 +223,7 @@ def _run(
             feed = RolloutFeed(
                 job.rows, job.texts, job.rows_per_round, job.config.seed, rollouts=rollouts, sampler=crew.sampler,
                 config=job.drawing, rounds=objective.rounds, decode=job.tokenizer.decode, say=run.event,
+                drawer=reference_sampler(crew, policy, rollouts, job.tokenizer) if objective.rounds.frozen else None,
             )  # fmt: skip
             evaluation = partial(feed.evaluate, job.held) if job.held else None
             draw = draw or (feed.samples if job.config.evals.sample_steps else None)

@@ -2,6 +2,7 @@
 
     stored rows     with_reference    all log-probs now, from disk or computed, before the first step: no second model
     fresh rollouts  live_reference    a frozen scorer of rows that do not exist yet: the base below an adapter, or a second copy
+    frozen rounds   reference_sampler its responses, where it draws in the policy's stead
 
 Left out: references that move (a new run from the newest model has one).
 """
@@ -12,14 +13,15 @@ import copy
 import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from trueline.models.adapters import without_adapters
 from trueline.models.decoder import Decoder, ScalarModel
 from trueline.models.scorer import PolicyScorer
-from trueline.protocols import Crew
-from trueline.records import Row
+from trueline.protocols import Crew, Rollouts, Sampler
+from trueline.records import Row, Sample, Sampling
 from trueline.run import Run
 from trueline.train.config import TrainConfig
 from trueline.train.ranks import Ranks
@@ -80,3 +82,33 @@ def live_reference(crew: Crew, policy: Decoder, adapted: bool, config: TrainConf
     size = sum(parameter.numel() * parameter.element_size() for parameter in frozen.parameters())
     say(f"the reference is a second copy of the model as it starts, {size / (1 << 20):,.0f} MB (with lora_r there is none)")
     return dataclasses.replace(crew, reference=PolicyScorer(frozen, max_tokens=config.max_tokens_per_batch, bf16=config.bf16))
+
+
+class BaseSampler:
+    """Draws from the base of an adapter that is being trained."""
+
+    def __init__(self, policy: Decoder, sampler: Sampler) -> None:
+        self.policy, self.sampler = policy, sampler
+
+    def sample(self, prompts: Sequence[Sequence[int] | np.ndarray], sampling: Sampling) -> list[list[Sample]]:
+        """For each prompt its samples."""
+        with without_adapters(self.policy):
+            return self.sampler.sample(prompts, sampling)
+
+    def load(self, weights: Any, version: str) -> None:
+        """The base does not change."""
+
+    @property
+    def agreement(self) -> object:
+        """That of the sampler within."""
+        return self.sampler.agreement
+
+
+def reference_sampler(crew: Crew, policy: Any, rollouts: Rollouts, tokenizer: Any) -> Sampler:
+    """Draws from what the crew's reference scores with."""
+    reference = crew.reference
+    if isinstance(reference, BaseScorer):
+        return BaseSampler(policy, rollouts.sampler(policy, tokenizer))
+    if not isinstance(reference, PolicyScorer):
+        raise ValueError("responses are drawn from the reference, which must be a model: pass Crew(reference=PolicyScorer(model))")
+    return rollouts.sampler(reference.model, tokenizer)

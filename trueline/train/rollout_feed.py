@@ -33,8 +33,10 @@ class RolloutFeed:
     def __init__(
         self, prompts: Sequence[Row], texts: Mapping[str, Messages], prompts_per_round: int, seed: int, *, rollouts: Rollouts,
         sampler: Sampler, config: RolloutConfig, rounds: Rounds, decode: Callable[[Sequence[int]], str],
-        say: Callable[[str], None] = lambda text: None,
+        say: Callable[[str], None] = lambda text: None, drawer: Sampler | None = None,
     ) -> None:  # fmt: skip
+        """`sampler` draws from the live policy; `drawer` draws the rounds in its stead where they are frozen."""
+        self.drawer = drawer or sampler
         self.order = StoredFeed(prompts, prompts_per_round, seed)
         self.texts, self.seed, self.rollouts, self.sampler = texts, seed, rollouts, sampler
         self.config, self.rounds, self.decode, self.say = config, rounds, decode, say
@@ -106,7 +108,7 @@ class RolloutFeed:
         (seed,) = np.random.SeedSequence([self.seed, number % 2**63]).generate_state(1).tolist()
         asked = [(self.texts[row.key], row.ids[0]) for row in prompts]
         return self.rollouts.draw(
-            asked, self.sampler, config, decode=lambda ids: self.decode(ids.tolist()), seed=seed,
+            asked, self.sampler if select else self.drawer, config, decode=lambda ids: self.decode(ids.tolist()), seed=seed,
             select=select or self.rounds.select, options={} if select else self.rounds.options,
         )  # fmt: skip
 
