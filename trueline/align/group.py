@@ -42,8 +42,8 @@ def prompt_key(prompt: Messages) -> str:
 
 
 def judged(groups: Sequence[Group], judge: Judge) -> list[Group]:
-    """Groups with the judge's scores."""
-    return [_with_scores(group, judge.judge(group.prompt, group.responses), judge.name) for group in groups]
+    """Groups with the judge's scores. A judge that fails is named: it may be anybody's code, or a machine elsewhere."""
+    return [_with_scores(group, _asked(group, judge), judge.name) for group in groups]
 
 
 def scored(groups: Sequence[Group], scorer: Scorer) -> list[Group]:
@@ -102,6 +102,15 @@ def sample_row(group: Group, numbers: Sequence[int]) -> Row:
     key = fingerprint([group.key, [x.tolist() for x in ids]])[:16]
     logps = tuple(sample.logps[sample.mask].astype(np.float32) for sample in drawn)
     return Row(ids=tuple(ids), scored=tuple(masks), key=key, numbers=row_numbers, tokens={"logps": logps})
+
+
+def _asked(group: Group, judge: Judge) -> Sequence[float]:
+    try:
+        return judge.judge(group.prompt, group.responses)
+    except Exception as error:
+        said = "\n".join(message.content for message in group.prompt)
+        what = f"{type(error).__name__}: {error}"
+        raise ValueError(f"judge {judge.name} failed on the responses to the prompt {said[:60]!r}: {what}") from error
 
 
 def _with_scores(group: Group, scores: Sequence[float], judge: str) -> Group:

@@ -9,7 +9,7 @@ Left out: what rows, tokens and steps are; those are rows', tokens' and train's.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
@@ -20,6 +20,8 @@ import tyro
 import yaml
 from rich.console import Console
 
+from trueline.align.combination import WeightedScorer, parts_of
+from trueline.align.verifiers import answers_of
 from trueline.cli import out_of_memory
 from trueline.cli.judge import judge_named
 from trueline.cli.places import BASE, COLUMNS, DATA, JUDGE, MODEL, MORE_DATA, column_names, model_folder
@@ -28,8 +30,8 @@ from trueline.cli.runs import COMMAND
 from trueline.cli.show import show_plan
 from trueline.objectives.base import Objective
 from trueline.objectives.rounds import OnPolicy
-from trueline.protocols import Rollouts
-from trueline.records import Record, RolloutConfig, Sampling
+from trueline.protocols import Rollouts, Scorer
+from trueline.records import Conversation, Record, RolloutConfig, Sampling
 from trueline.rows import Rows, mix, read_prompts, read_rows
 from trueline.rows.inspection import prompt_of
 from trueline.run import Sink
@@ -44,8 +46,6 @@ from trueline.train.ranks import of_environment
 
 if TYPE_CHECKING:
     from torch import nn
-
-    from trueline.models.scorer import RewardScorer
 
 SHOWN_PROMPTS = 3
 """Prompts that --sample_steps draws responses to."""
@@ -89,9 +89,10 @@ class OnlineOptions(MethodOptions):
 
     judge: Annotated[str, JUDGE] = ""
     """Who says how good a response is: a rule of yours (a Python function of prompt and response, both text, that returns a number,
-    more is better), or a reward model that reads text."""
+    more is better; a third argument is the row's answer), a check such as exact_answer, or a reward model that reads text."""
     reward_model: Annotated[str, tyro.conf.arg(metavar="DIR_OR_HUB_ID", help_behavior_hint="(this or --judge)")] = ""
-    """A reward model that reads the very ids that were drawn; it needs the model's own tokenizer."""
+    """A reward model that reads the very ids that were drawn; it needs the model's own tokenizer. Several are added up with weights:
+    runs/helpful=0.7,runs/harmless=0.3."""
 
 
 def options_of(objective: type[Any]) -> type[Any]:
@@ -137,7 +138,7 @@ def run_method(options: Any) -> None:
         found = plan(objective, folder, rows, eval_rows=held, config=config, drawing=drawing)
         show_plan(found, Console(highlight=False, soft_wrap=True))
         return
-    rollouts = rollouts_of(online, folder, config) if online is not None else None
+    rollouts = rollouts_of(online, folder, rows) if online is not None else None
     new_folder = not options.out.exists()
     wrote = first and keep_command(objective.verb, options, anew=False)
     shows = config.evals.sample_steps and objective.head == "tokens" and online is None
@@ -191,23 +192,28 @@ def records_of(options: Any, objective: Objective) -> Rows | list[Record]:
     return drawn
 
 
-def rollouts_of(options: OnlineOptions, folder: str, config: TrainConfig) -> Rollouts:
-    """The engine, and who judges."""
+def rollouts_of(options: Any, folder: str, prompts: Iterable[Record]) -> Rollouts:
+    """The engine, and who judges; the prompts may say what is right."""
     from trueline.align.rollouts import Rollouts
     from trueline.serve.engine import Engine
+
+    config: TrainConfig = options.train
 
     if bool(options.judge) == bool(options.reward_model):
         raise ValueError("who says how good a response is? give --judge FILE.py:FUNCTION or --reward_model DIR, one of the two")
     if options.judge:
-        return Rollouts(Engine, judge=judge_named(options.judge, config.max_length, config.device))
+        answers = answers_of(prompt for prompt in prompts if isinstance(prompt, Conversation))
+        return Rollouts(Engine, judge=judge_named(options.judge, config.max_length, config.device, answers=answers))
     return Rollouts(Engine, reward=scorer_of(options.reward_model, folder, config))
 
 
-def scorer_of(name: str, policy: str, config: TrainConfig) -> RewardScorer:
-    """A reward model that reads the ids that this policy draws."""
+def scorer_of(name: str, policy: str, config: TrainConfig) -> Scorer:
+    """A reward model that reads the ids that this policy draws, or a weighted sum of several."""
     from trueline.models.files import load_scalar_model, read_config
     from trueline.models.scorer import RewardScorer
 
+    if parts := parts_of(name):
+        return WeightedScorer(parts, [scorer_of(part, policy, config) for part, _ in parts])
     folder = model_folder(name)
     if not read_config(local_folder(folder, "config"))[1]:
         raise ValueError(f"{name} is a language model, not a reward model: train one with trueline reward, or give --judge")
@@ -234,7 +240,7 @@ def plain_options(options: Any) -> dict[str, Any]:
     for item in dataclasses.fields(options):
         value = getattr(options, item.name)
         if item.name == "objective":
-            flat["objective"] = dataclasses.asdict(value)
+            flat["objective"] = plain_options(value)
         elif dataclasses.is_dataclass(value):
             flat |= plain_options(value)
         elif item.name not in ("config", "dry_run"):

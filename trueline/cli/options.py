@@ -62,6 +62,8 @@ class Flag:
     kind: Any
     required: bool
     annotation: Any
+    path: str
+    """The flag as tyro knows it: --objective.NAME, where the field lies deeper there."""
 
 
 def takes_words(cls: type[Any]) -> bool:
@@ -70,8 +72,8 @@ def takes_words(cls: type[Any]) -> bool:
     return any(mark in getattr(hint, "__metadata__", ()) for hint in hints for mark in POSITIONAL)
 
 
-def flags(cls: type[Any], prefix: str = "") -> dict[str, Flag]:
-    """All flags of a dataclass by name; positional fields are not flags."""
+def flags(cls: type[Any], prefix: str = "", path: str = "") -> dict[str, Flag]:
+    """All flags of a dataclass by name; positional fields are not flags. What lies deeper in an objective is flat there."""
     hints = typing.get_type_hints(cls, include_extras=True)
     found: dict[str, Flag] = {}
     for item in dataclasses.fields(cls):
@@ -79,13 +81,15 @@ def flags(cls: type[Any], prefix: str = "") -> dict[str, Flag]:
         marks = hint.__metadata__ if typing.get_origin(hint) is Annotated else ()
         kind = typing.get_args(hint)[0] if marks else hint
         if dataclasses.is_dataclass(kind):
-            new = flags(typing.cast(type[Any], kind), "objective." if item.name == "objective" else prefix)
+            inside = prefix or item.name == "objective"
+            deeper = f"{path}{item.name}." if inside else path
+            new = flags(typing.cast(type[Any], kind), "objective." if inside else prefix, deeper)
         elif any(mark in POSITIONAL for mark in marks):
             continue
         else:
             required = item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING
             kind = bool if kind == bool | None else kind
-            new = {prefix + item.name: Flag(kind, required, hint)}
+            new = {prefix + item.name: Flag(kind, required, hint, path + item.name)}
         assert not found.keys() & new.keys(), f"two fields of {cls.__name__} share a flag: {found.keys() & new.keys()}"
         found |= new
     return found
@@ -127,7 +131,9 @@ def canonical(
                 value = queue.pop(0) if queue and queue[0].lower() in TRUTH else "true"
             if value.lower() not in TRUTH:
                 raise ValueError(f"--{name} is {value!r}: write true or false")
-            result.append(f"--{name}" if TRUTH[value.lower()] else f"--no_{name}")
+            where, _, last = flag.path.rpartition(".")
+            no = f"{where}.no_{last}" if where else f"no_{last}"
+            result.append(f"--{flag.path}" if TRUTH[value.lower()] else f"--{no}")
             named[name] = value
             continue
         values = [value] if equals else []
@@ -137,7 +143,7 @@ def canonical(
             raise ValueError(f"--{name} needs a value: --{name} {metavar(flag)}")
         values = [checked(name, flag, text) for text in values]
         # a value may begin with a dash, so a single one is joined to its flag
-        result += [f"--{name}", *values] if several(flag) else [f"--{name}={values[0]}"]
+        result += [f"--{flag.path}", *values] if several(flag) else [f"--{flag.path}={values[0]}"]
         named[name] = next(iter(values), "")
     return result, named
 

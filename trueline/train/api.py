@@ -232,6 +232,7 @@ def _run(
             feed = StoredFeed(job.rows, job.rows_per_step, job.config.seed, limit)
         state = resume(run, policy, optimizer, feed, job.config.optim, job.total_steps)
         ranks.refuse_difference({"checkpoint": state.step})
+        crew = dataclasses.replace(crew, memory=state.memory)
         crew.refresh(policy, f"step-{state.step}")
         state = run_loop(objective, policy, optimizer, feed, crew, job.config, run, state, write_model=write_model,
                          eval_rows=() if evaluation else job.held, draw=draw, ranks=ranks, evaluation=evaluation)  # fmt: skip

@@ -30,6 +30,7 @@ from trueline.models.attention import tree_tokens
 from trueline.models.decoder import Decoder
 from trueline.models.products import choose, products
 from trueline.objectives.base import Objective
+from trueline.objectives.rounds import OnPolicy
 from trueline.protocols import Crew
 from trueline.tokens import Tokenizer
 from trueline.train.api import Job, describe, refuse_misfit, resolve
@@ -136,6 +137,8 @@ def forecast(
 
     In a fresh process the figures are those of a training process; memory that this one took earlier counts, too.
     """
+    if isinstance(objective, OnPolicy):
+        raise ValueError(f"{objective.verb} draws its rows on the way: what that takes is not foretold; --dry_run shows the rest")
     job = resolve(objective, model, rows, eval_rows, tokenizer, config, overrides, None)
     there = memory_of(job.config.device)
     limit = there if limit is None else limit

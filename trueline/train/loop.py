@@ -33,7 +33,7 @@ from trueline.train.optim import Optimizer, learning_rate
 from trueline.train.ranks import ALONE, Ranks
 from trueline.train.signals import stop_signals
 from trueline.train.state import TrainState
-from trueline.train.step import take_step
+from trueline.train.step import following, take_step
 from trueline.train.stopwatch import Stopwatch
 from trueline.train.watch import Watch, step_facts
 
@@ -89,7 +89,9 @@ def run_loop(
             clock.begin(report.seconds)
             annotated = objective.annotate(rows, crew)
             clock.lap("scoring")
-            for step in objective.steps(annotated, budget):
+            steps = objective.steps(annotated, budget)
+            step = next(steps, None)
+            while step is not None:
                 if not begun:
                     run.event(step_facts(step))
                     begun = True
@@ -104,8 +106,7 @@ def run_loop(
                 clock.lap("learning")
                 if state.step % config.logging_steps == 0 or state.step == state.total_steps:
                     log_window()
-                if state.ended:  # in the middle of a round
-                    break
+                step = None if state.ended else following(steps, sums)  # it may end in the middle of a round
             crew.refresh(model, f"step-{state.step}")
 
             evals, passed = config.evals, (start, state.step)

@@ -28,6 +28,8 @@ class TrainState:
     evaluations_without_gain: int = 0
     last_eval: dict[str, float] = field(default_factory=dict)
     stopped_early: bool = False
+    memory: dict[str, float] = field(default_factory=dict)
+    """Crew.memory: what the objective remembers from round to round."""
 
     @property
     def ended(self) -> bool:

@@ -12,7 +12,7 @@ Left out: what a step's rows are (feeds and objectives), and what follows it (lo
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -52,6 +52,14 @@ def take_step(
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return sums
+
+
+def following(steps: Iterator[list[Batch]], sums: Sums) -> list[Batch] | None:
+    """The next step of a round, or None. An objective's generator is told what the step before it measured."""
+    try:
+        return steps.send(sums) if isinstance(steps, Generator) else next(steps)
+    except StopIteration:
+        return None
 
 
 def backward(

@@ -1,0 +1,128 @@
+"""Verbs whose rows the policy draws: their options, a run and its repetition, and what they refuse."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+from trueline.cli.method import options_of
+from trueline.cli.options import flags
+from trueline.models.files import load_scalar_model, save_model
+from trueline.objectives import discover
+from trueline.objectives.rounds import OnPolicy
+from trueline.run import read_lines
+from trueline.tokens import load_tokenizer
+
+Trueline = Callable[..., tuple[int, str, str]]
+RULES = """
+def short(prompt, response):
+    return -len(response)
+
+def right(prompt, response, answer):
+    assert answer == "Blue.", answer
+    return float(len(response))
+
+def broken(prompt, response):
+    return 1 / 0
+"""
+DRAWING = {"num_generations", "max_completion_length", "temperature", "missing_eos_penalty", "judge", "reward_model"}
+SHORT = ("--max_steps", 2, "--max_completion_length", 6, "--logging_steps", 1, "--max_length", 64, "--per_device_train_batch_size", 4,
+         "--save_steps", 0, "--report_to")  # fmt: skip
+
+
+@pytest.fixture
+def rules(tmp_path: Path) -> Path:
+    path = tmp_path / "rules.py"
+    path.write_text(RULES, encoding="utf-8")
+    return path
+
+
+def test_sampling_options_are_those_of_methods_that_sample() -> None:
+    for verb, method in discover().items():
+        known = set(flags(options_of(method)))
+        assert known & DRAWING == (DRAWING if isinstance(method(), OnPolicy) else set()), verb
+        assert not {"top_k", "top_p", "min_p"} & known
+        for name, value in dict(method.defaults).items():
+            assert name in known, f"{verb}: {name} = {value}"
+
+
+def test_a_run_by_a_rule_and_once_more(trueline: Trueline, tiny: Path, pairs: Path, rules: Path, tmp_path: Path) -> None:
+    """Prompts of a file of pairs; the repetition from its folder draws and learns the same."""
+    out = tmp_path / "run"
+    code, _, said = trueline("online-dpo", "--model", tiny, "--data", pairs, "--judge", f"{rules}:short", "--out", out,
+                             "--eval_share", 0.4, "--sample_steps", 2, *SHORT)  # fmt: skip
+    assert code == 0, said
+    assert "prompts from" in said and "sampler vs trainer log-probs: max difference" in said and "second copy" in said
+    lines = read_lines(out / "metrics.jsonl")
+    names = {"reward", "reward_std", "completions/mean_length", "completions/clipped_ratio", "objective/kl", "time/sampling", "loss"}
+    assert names <= set(lines[0]) and any("eval_reward" in line for line in lines)
+    samples = read_lines(out / "samples.jsonl")
+    assert {"prompt", "response", "reward", "finish_reason"} <= set(samples[0])
+    assert samples[0]["reward"] == -len(samples[0]["response"])
+    kept = yaml.safe_load((out / "command.yaml").read_text(encoding="utf-8"))
+    assert kept["num_generations"] == 2 and kept["objective"]["beta"] == 0.1
+    code, said, _ = trueline("run", out)
+    assert code == 0 and "equal, bit for bit" in said
+
+
+def test_a_reward_model_scores_the_drawn_ids(trueline: Trueline, tiny: Path, pairs: Path, tmp_path: Path) -> None:
+    reward = tmp_path / "reward"
+    save_model(load_scalar_model(tiny, seed=1, pad_token_id=0), reward)
+    load_tokenizer(tiny).save(reward)
+    code, _, said = trueline("online-dpo", "--model", tiny, "--data", pairs, "--reward_model", reward, "--out", tmp_path / "run", *SHORT)
+    assert code == 0, said
+    line = read_lines(tmp_path / "run" / "metrics.jsonl")[0]
+    assert line["frac_reward_zero_std"] == 0 and line["reward"] != 0
+
+
+def test_a_dry_run_counts_responses_and_steps(trueline: Trueline, tiny: Path, pairs: Path, tmp_path: Path) -> None:
+    code, said, _ = trueline("online-dpo", "--model", tiny, "--data", pairs, "--out", tmp_path / "run", "--dry_run",
+                             "--num_generations", 3, "--per_device_train_batch_size", 2, "--max_completion_length", 8,
+                             "--max_length", 64)  # fmt: skip
+    words = " ".join(said.split())
+    assert code == 0 and "responses per round 6" in words and "steps 2" in words and "What is 2 + 2?" in said
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_answer_of_a_row_reaches_the_rule(trueline: Trueline, tiny: Path, rules: Path, tmp_path: Path) -> None:
+    data = tmp_path / "questions.jsonl"
+    data.write_text(json.dumps({"prompt": "Name a colour.", "answer": "Blue."}) + "\n", encoding="utf-8")
+    code, _, said = trueline("online-dpo", "--model", tiny, "--data", data, "--judge", f"{rules}:right", "--out", tmp_path / "run",
+                             "--num_generations", 6, *SHORT)  # fmt: skip
+    assert code == 0, said
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ((), "give --judge FILE.py:FUNCTION or --reward_model DIR, one of the two"),
+        (("--judge", "RULES:short", "--reward_model", "x"), "one of the two"),
+        (("--judge", "RULES:broken"), "failed on the responses to the prompt"),
+        (("--judge", "RULES:nothing"), "has no function 'nothing'"),
+        (("--reward_model", "MODEL"), "is a language model, not a reward model"),
+        (("--judge", "RULES:short", "--temperature", "0"), "temperature is 0.0: it must be above 0"),
+        (("--judge", "RULES:short", "--num_generations", "1"), "needs at least 2 responses"),
+        (("--judge", "RULES:short", "--data_weights", "1"), "--data_weights is for stored rows"),
+        (("--judge", "RULES:short", "--max_completion_length", "300", "--max_length", "400"), "model's context is 256"),
+    ],
+)
+def test_mistakes_get_one_sentence(
+    more: tuple[str, ...], said: str, trueline: Trueline, tiny: Path, pairs: Path, rules: Path, tmp_path: Path
+) -> None:
+    words = [word.replace("RULES", str(rules)).replace("MODEL", str(tiny)) for word in more]
+    code, _, complaint = trueline("online-dpo", "--model", tiny, "--data", pairs, "--out", tmp_path / "run", *SHORT, *words)
+    last = complaint.strip().splitlines()[-1]
+    assert code == 2 and said in last and last.startswith("error: ") and "Traceback" not in complaint
+    if "broken" in said:
+        assert "ZeroDivisionError" in last
+
+
+def test_memory_is_not_foretold(trueline: Trueline, tiny: Path, pairs: Path, tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text(f"verb: online-dpo\nmodel: {tiny}\ndata: [{pairs}]\n", encoding="utf-8")
+    code, _, said = trueline("plan", file)
+    assert code == 2 and "draws its rows" in said
