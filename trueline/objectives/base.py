@@ -67,8 +67,12 @@ class Objective(Protocol):
 
     head: ClassVar[str]
     """The output head it trains: "tokens" (language model) or "scalar" (sequence score)."""
-    needs: ClassVar[tuple[str, ...]]
-    """Fields of the Crew that must be there: ("reference",), ... `train` makes a reference from the starting model."""
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Fields of the Crew that must be there: ("reference",), ... `train` makes a reference from the starting model, and a
+        critic as the objective's field `critic` says."""
+        ...
 
     @property
     def defaults(self) -> Mapping[str, Any]:

@@ -64,6 +64,11 @@ class KLPenalty:
         if self.kl_target and not self.kl_coef:
             raise ValueError(f"kl_target is {self.kl_target} and kl_coef 0: a steered kl_coef must start above 0")
 
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Without a pull no reference is asked, or kept."""
+        return ("reference",) if self.kl_coef else ()
+
     def coefficient(self, memory: MutableMapping[str, float]) -> float:
         """The coefficient of this round; `memory` holds a steered one and survives a resume."""
         return memory.get(MEMORY, self.kl_coef) if self.kl_target else self.kl_coef
