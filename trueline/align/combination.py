@@ -55,7 +55,7 @@ def centres_of(scorers: Sequence[Scorer], rows: Sequence[Row]) -> tuple[float, .
     return tuple(float(np.concatenate(scorer.score(rows)).mean()) for scorer in scorers)
 
 
-@dataclass(frozen=True)
+@dataclass
 class WeightedScorer:
     """A Scorer: the weighted sum of scorers that read the same ids."""
 
@@ -67,7 +67,7 @@ class WeightedScorer:
 
     def __post_init__(self) -> None:
         about = [[weight, scorer.fingerprint] for (_, weight), scorer in zip(self.parts, self.scorers, strict=True)]
-        object.__setattr__(self, "fingerprint", fingerprint([about, list(self.centres)]))
+        self.fingerprint = fingerprint([about, list(self.centres)])
 
     @property
     def name(self) -> str:

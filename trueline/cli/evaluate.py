@@ -1,10 +1,12 @@
-"""`trueline eval`: what a language model predicts, or how far a reward model can be believed."""
+"""`trueline eval`: what a language model predicts, how far a reward model can be believed, which prompts are strange to it."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,15 +14,19 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from trueline.cli.places import BASE, COLUMNS, DATA, FILE, MODEL, column_names, model_folder, say_read
+from trueline.cli.places import BASE, COLUMNS, DATA, FILE, MODEL, MORE_DATA, column_names, model_folder, say_read
 from trueline.evals.calibration import PairCalibration, pair_calibration
+from trueline.evals.distribution import DistributionQuality, category_pair_calibration, distribution_quality
+from trueline.evals.ood import auroc, fit
 from trueline.evals.perplexity import perplexity
+from trueline.evals.result import to_plain
 from trueline.models.files import load_model, load_scalar_model, read_config
-from trueline.models.scorer import PolicyScorer, RewardScorer
-from trueline.records import Comparison, Conversation, Document, Row
-from trueline.rows import Rows, read_rows
+from trueline.models.scorer import PolicyScorer, RewardScorer, prompt_features
+from trueline.objectives.dprm import target_of
+from trueline.records import Comparison, Conversation, Document, Rating, Row
+from trueline.rows import Rows, read_prompts, read_rows
 from trueline.store import local_folder, write_atomic
-from trueline.tokens import EncodeStats, Tokenizer, load_tokenizer
+from trueline.tokens import EncodeStats, Tokenizer, encode_prompt, load_tokenizer
 from trueline.train.data import encode_record
 
 
@@ -28,7 +34,8 @@ from trueline.train.data import encode_record
 class Evaluate:
     """Measure a model on rows. Language models: on text perplexity and bits per byte, on conversations the loss of
     the responses, on comparisons how often the preferred response is the likelier one. Reward models: accuracy and
-    calibration on comparisons."""
+    calibration on comparisons; those of categories also on ratings. With --ood_reference: how unlike the prompts of the
+    reference those of --data are, by the model's features."""
 
     data: Annotated[tuple[str, ...], DATA]
     """Rows the model was not trained on."""
@@ -43,6 +50,10 @@ class Evaluate:
     """Read at most so many records; 0 reads all."""
     columns: Annotated[tuple[str, ...], COLUMNS] = ()
     """Other column names: prompt=question chosen=better."""
+    ood_reference: Annotated[tuple[str, ...], MORE_DATA] = ()
+    """Rows with the prompts that the model was trained on: flag those of --data that differ."""
+    ood_layer: int = -1
+    """The layer whose features are compared, counted from 0; -1 is the one in the middle."""
     out: Annotated[Path | None, FILE] = None
     """Also write the result to this JSON file."""
     device: str = "cpu"
@@ -56,6 +67,8 @@ class Evaluate:
         config, classifier = read_config(local_folder(folder, "config"))
         config.refuse_tokenizer(tokenizer.vocab_size)
         measure = self.reward_model if classifier else self.language_model
+        if self.ood_reference:
+            measure = partial(self.strangeness, classifier)
         result = measure(folder, tokenizer, console)
         table = Table(box=None, show_header=False)
         for name, value in result.items():
@@ -68,11 +81,55 @@ class Evaluate:
             write_atomic(self.out, json.dumps(result, indent=2) + "\n")
 
     def reward_model(self, folder: str, tokenizer: Tokenizer, console: Console) -> dict[str, Any]:
-        """Accuracy and calibration over all pairs of the comparisons."""
+        """Accuracy and calibration over all pairs of the comparisons, or of shares on ratings."""
+        model = load_scalar_model(folder, device=self.device)
+        scorer = RewardScorer(model)
+        if model.labels > 1 and read_rows(self.data).record is Rating:
+            rows = self.encoded(Rating, tokenizer, console)
+            targets_NC = np.concatenate([target_of(row, model.utilities) for row in rows])
+            quality = distribution_quality(np.concatenate(scorer.shares(rows)), targets_NC, model.utilities)
+            return flat_quality(quality) | {"detail": quality.to_dict()}
         rows = self.encoded(Comparison, tokenizer, console)
-        scorer = RewardScorer(load_scalar_model(folder, device=self.device))
+        if model.labels > 1:
+            both = [np.stack(pair) for pair in zip(*pair_shares(rows, scorer.shares(rows)), strict=True)]
+            found, reliability = category_pair_calibration(both[0], both[1], model.utilities)
+            flat = flat_calibration(found)
+            kept = {name: flat[name] for name in ("pairs", "accuracy")} | {"expected calibration error": reliability.ece}
+            return kept | {"detail": {"by_gap": to_plain(found.by_gap), "reliability": reliability.to_dict()}}
         found = pair_calibration(pair_gaps(rows, scorer.score(rows)))
         return flat_calibration(found) | {"detail": found.to_dict()}
+
+    def strangeness(self, classifier: bool, folder: str, tokenizer: Tokenizer, console: Console) -> dict[str, Any]:
+        """Prompts of --data against those of the reference, a fifth of which is held out to compare with."""
+        known, new = (self.prompts(source, tokenizer, console) for source in (self.ood_reference, self.data))
+        apart = [int.from_bytes(hashlib.sha256(ids.tobytes()).digest()[:8], "big") % 5 == 0 for ids in known]
+        parts = [[ids for ids, held in zip(known, apart, strict=True) if held == side] for side in (False, True)]
+        if len(parts[0]) < 20 or len(parts[1]) < 5:
+            raise ValueError(f"--ood_reference has {len(known)} prompts: name at least 50, so that a fifth can be held out")
+        model = (load_scalar_model if classifier else load_model)(folder, device=self.device)
+        layer = None if self.ood_layer == -1 else self.ood_layer
+        fitted, held_out, given = (prompt_features(model, prompts, layer=layer) for prompts in (*parts, new))
+        reference = fit(fitted)
+        inside, scores = reference.score(held_out), reference.score(given)
+        threshold = reference.threshold(held_out)
+        detail = [
+            {"prompt": tokenizer.decode(ids.tolist())[:200], "score": float(score), "flagged": bool(score > threshold)}
+            for ids, score in zip(new, scores, strict=True)
+        ]
+        return {
+            "prompts": len(new),
+            "reference": f"{len(parts[0]):,} prompts, {len(parts[1]):,} held out",
+            "flagged": f"{(scores > threshold).mean():.1%} (of the reference's held-out prompts {(inside > threshold).mean():.1%})",
+            "AUROC against the held-out prompts": auroc(inside, scores),
+            "detail": {"threshold": threshold, "prompts": detail},
+        }
+
+    def prompts(self, source: Sequence[str], tokenizer: Tokenizer, console: Console) -> list[np.ndarray]:
+        """The ids of a source's prompts, cut at their left end."""
+        rows = read_prompts(source, limit=self.limit or None, columns=column_names(self.columns))
+        found = [encode_prompt(one.messages, tokenizer)[-self.max_length :] for one in rows if isinstance(one, Conversation)]
+        say_read(rows, console)
+        return [ids for ids in found if len(ids)]
 
     def language_model(self, folder: str, tokenizer: Tokenizer, console: Console) -> dict[str, Any]:
         """Perplexity of text, loss of responses, or agreement with preferences."""
@@ -140,6 +197,33 @@ def pair_gaps(rows: Sequence[Row], scores: Sequence[np.ndarray]) -> list[float]:
     if not gaps:
         raise ValueError("every comparison is a tie: there is no preference to agree with")
     return gaps
+
+
+def pair_shares(rows: Sequence[Row], shares: Sequence[np.ndarray]) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Shares of the preferred and of the other response [C], for every pair with a preference."""
+    pairs = []
+    for row, shares_KC in zip(rows, shares, strict=True):
+        better_K = -row.numbers["rank"] if "rank" in row.numbers else row.numbers["counts"]
+        K = range(len(shares_KC))
+        pairs += [(shares_KC[i], shares_KC[j]) for i in K for j in K if better_K[i] > better_K[j]]
+    if not pairs:
+        raise ValueError("every comparison is a tie: there is no preference to agree with")
+    return pairs
+
+
+def flat_quality(found: DistributionQuality) -> dict[str, Any]:
+    """The figures of predicted distributions that fit a table."""
+    shares = "  ".join(f"{p:.3f}/{o:.3f}" for p, o in zip(found.predicted, found.observed, strict=True))
+    return {
+        "responses": found.reliability.n,
+        "cross-entropy": f"{found.cross_entropy.estimate:.4f} (the targets' own entropy is {found.entropy:.4f})",
+        "distance in categories": str(found.wasserstein),
+        "error of the expected utility": str(found.utility_error),
+        "bias of the expected utility": str(found.utility_bias),
+        "accuracy of the likeliest category": str(found.accuracy),
+        "expected calibration error": found.reliability.ece,
+        "predicted/observed shares, worst first": shares,
+    }
 
 
 def flat_calibration(found: PairCalibration) -> dict[str, Any]:

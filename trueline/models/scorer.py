@@ -4,6 +4,7 @@
                   utility                                                             (lives in decoder.py)
     PolicyScorer  frozen decoder -> summed log-probabilities of the scored tokens     (a Scorer)
     RewardScorer  frozen ScalarModel -> scores                                        (a Scorer)
+    prompt_features   mean hidden state of each sequence behind a layer in the middle: what its prompts look like to a model
 
 Left out: value heads per token.
 """
@@ -101,3 +102,26 @@ def _batches(rows: Sequence[Row], max_tokens: int) -> Iterator[list[Row]]:
         used += size
     if batch:
         yield batch
+
+
+def prompt_features(
+    model: Decoder | ScalarModel, prompts: Sequence[np.ndarray], *, layer: int | None = None, max_tokens: int = 8192
+) -> np.ndarray:
+    """float32 [P, D]: the stream behind layer `layer` (0, 1, ...; default the middle one), averaged over each prompt's tokens."""
+    decoder = model.decoder if isinstance(model, ScalarModel) else model
+    number = len(decoder.layers) // 2 if layer is None else layer
+    if not 0 <= number < len(decoder.layers):
+        raise ValueError(f"layer is {number}, and the model has layers 0 to {len(decoder.layers) - 1}")
+    kept: list[Tensor] = []
+    hook = decoder.layers[number].register_forward_hook(lambda module, given, found: kept.append(found))
+    rows = [Row(ids=(np.asarray(ids, dtype=np.int32),), scored=(np.zeros(len(ids), dtype=bool),)) for ids in prompts]
+
+    def means(layout: Layout) -> Tensor:
+        decoder(layout)
+        lengths = np.diff(layout.last_S.cpu().numpy(), prepend=-1).tolist()  # one sequence per row: they follow one another
+        return torch.stack([x_LD.float().mean(0) for x_LD in kept.pop().split(lengths)])
+
+    try:
+        return np.concatenate(_score(decoder, rows, means, max_tokens, False)) if rows else np.zeros((0, decoder.config.hidden_size))
+    finally:
+        hook.remove()
