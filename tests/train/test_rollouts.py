@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import signal
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from trueline.models.files import fingerprint
 from trueline.models.scorer import PolicyScorer
 from trueline.objectives.base import Budget
 from trueline.objectives.dpo import DPO
+from trueline.objectives.iterate import Iterate
 from trueline.objectives.online_dpo import OnlineDPO
 from trueline.objectives.rounds import OnPolicy, Rounds, round_steps, tokens_of, with_reference_token_logps
 from trueline.protocols import Crew, Drawn
@@ -107,6 +109,8 @@ class Scripted:
     """Rollouts without align and serve: the sampler of a test, and longer responses are better."""
 
     flat: bool = False
+    drawn: list[int] = field(default_factory=list)
+    """Responses of each round so far."""
 
     @property
     def identity(self) -> Mapping[str, Any]:
@@ -120,6 +124,7 @@ class Scripted:
         decode: Callable[[np.ndarray], str], select: str, options: Mapping[str, Any], seed: int,
     ) -> Drawn:  # fmt: skip
         drawn = sampler.sample([ids for _, ids in prompts], config.sampling(seed))
+        self.drawn.append(sum(map(len, drawn)))
         rows = [] if self.flat else [pair(samples) for samples in drawn if select == "best_vs_worst"]
         lengths = [float(len(sample.ids)) for samples in drawn for sample in samples]
         names = ("reward", "frac_reward_zero_std", "completions/mean_length", "completions/clipped_ratio")
@@ -209,6 +214,34 @@ def test_a_stopped_run_draws_and_learns_what_the_straight_one_did(tmp_path: Path
     lines = read_lines(tmp_path / "straight" / "metrics.jsonl")
     assert {"reward", "objective/kl", "time/sampling", "time/scoring", "time/learning"} <= set(lines[0])
     assert [row["step"] for row in lines if "eval_reward" in row] == [4, 8, 9]
+
+
+def test_a_round_of_several_steps_is_drawn_once(tmp_path: Path, decoder: Make, tokenizer: Tokenizer) -> None:
+    """Four steps a round: the run ends in the middle of the third; killed in the second, it goes on from the end of the first."""
+    drawn: list[int] = []
+
+    def go(name: str, stop: int = 0) -> Path:
+        def killer(step: int, metrics: Mapping[str, float]) -> None:
+            if 0 < stop <= step:
+                raise Killed
+
+        return train(Iterate(batches=2, epochs=2), decoder(0, tokenizer.vocab_size), prompts(20), tokenizer=tokenizer,
+                     rollouts=Scripted(drawn=drawn), out=tmp_path / name, sinks=[killer], num_generations=3,
+                     **(OPTIONS | {"save_steps": 1, "logging_steps": 1, "eval_share": 0.0, "eval_steps": 0}))  # fmt: skip
+
+    expected = kept(go("straight"))
+    assert drawn == [8 * 3] * 3
+    with pytest.raises(Killed):
+        go("stopped", 6)
+    assert [path.name for path in (tmp_path / "stopped").glob("checkpoint-*")] == ["checkpoint-4"]
+    found = kept(go("stopped"))
+    assert [name for name in expected if found[name] != expected[name]] == []
+    about = json.loads(expected["trainer_state.json"])
+    assert about["feed"] == {"given": 24} and about["state"]["step"] == 9
+    metrics = expected["metrics"]
+    assert [row["step"] for row in metrics if "reward" in row] == [1, 5, 9]
+    losses = [row["loss"] for row in metrics]
+    assert losses[0] == pytest.approx(np.log(2), abs=1e-5) and losses[1] != losses[0]
 
 
 def test_a_run_goes_on_with_the_same_judge_and_drawing_only(tmp_path: Path, decoder: Make, tokenizer: Tokenizer) -> None:
