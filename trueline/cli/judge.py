@@ -5,7 +5,8 @@ from __future__ import annotations
 import importlib.util
 import inspect
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -13,24 +14,53 @@ import numpy as np
 import tyro
 from rich.console import Console
 
+from trueline.align.chat import Address, ChatClient
 from trueline.align.combination import WeightedJudge, parts_of
 from trueline.align.group import Group, judged, prompt_key
 from trueline.align.judges import RuleJudge, ScorerJudge
+from trueline.align.llm_judge import LLMJudge, text_of
 from trueline.align.sandbox import unit_tests
 from trueline.align.select import best_vs_worst, comparisons
 from trueline.align.verifiers import Answers, Check, Verifier, answers_of, exact_answer, json_schema, regex
-from trueline.cli.places import model_folder
+from trueline.cli.places import FILE, model_folder
 from trueline.cli.text import messages_of
 from trueline.protocols import Judge as Judging
 from trueline.records import Comparison, Conversation, Messages, Ranking, Row
 from trueline.rows import write_rows
 from trueline.rows.messages import answer_of
 from trueline.rows.readers import Unreadable, parse_json, read_objects
+from trueline.run import Bar
 from trueline.store import local_folder
 from trueline.tokens import encode_comparison, load_tokenizer
 
-JUDGES = "DIR_OR_HUB_ID|FILE.py:FUNCTION|exact_answer|regex:PATTERN|json_schema:FILE|unit_tests"
+JUDGES = "DIR_OR_HUB_ID|URL|FILE.py:FUNCTION|exact_answer|regex:PATTERN|json_schema:FILE|unit_tests"
 """How people name a judge."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LLMOptions:
+    """A language model as judge."""
+
+    judge_model: str = ""
+    """Name of the model behind --judge URL."""
+    judge_form: Literal["pairs", "rating"] = "pairs"
+    """Compare every two responses in both orders, or rate each by itself."""
+    judge_criteria: str = ""
+    """What the model shall look at, in your words."""
+    judge_key: str = "OPENAI_API_KEY"
+    """Environment variable that holds the key, if the address needs one."""
+    judge_cache: Annotated[Path | None, FILE] = None
+    """Where answers are kept, so that none is paid for twice; left out: beside --out."""
+    max_requests: int = 10_000
+    """Ask at most so often; 0 is without bound."""
+    max_judge_tokens: int = 0
+    """Spend at most about so many tokens; 0 is without bound."""
+    judge_workers: int = 8
+    """Requests under way at once."""
+    judge_timeout: float = 120.0
+    """Seconds for an answer."""
+    judge_retries: int = 6
+    """Repetitions of a request that failed for a passing reason."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +86,8 @@ class Judge:
     """Longest prompt and response in tokens that the reward model reads; what is longer is cut."""
     device: str = "cpu"
     """Where to compute: cpu, cuda, mps."""
+    llm: Annotated[LLMOptions, tyro.conf.arg(name=""), tyro.conf.OmitArgPrefixes] = field(default_factory=LLMOptions)
+    """A language model as judge."""
 
     def run(self) -> None:
         """Judge and write."""
@@ -64,7 +96,11 @@ class Judge:
         groups = [group for group, _ in read]
         several = [group for group in groups if len(set(group.responses)) > 1]
         answers = answers_of(Conversation(messages=group.prompt, answer=answer) for group, answer in read)
-        scored = judged(several, judge_named(self.judge, self.max_length, self.device, answers=answers))
+        beside = self.out.with_name(self.out.name + ".verdicts.sqlite")
+        llm = replace(self.llm, judge_cache=self.llm.judge_cache or beside)
+        judge = judge_named(self.judge, self.max_length, self.device, answers=answers, llm=llm)
+        scored = judged_by_model(several, judge, console) if isinstance(judge, LLMJudge) else judged(several, judge)
+        refuse_equal(scored, groups)
         found = (
             comparisons(scored, lambda group, rng: best_vs_worst(group, rng, margin=self.margin), source=str(self.data))
             if self.select == "best_vs_worst"
@@ -85,6 +121,38 @@ class Judge:
         console.print(f"{written.rows:,} rows in {self.out}", markup=False)
 
 
+def judged_by_model(groups: list[Group], judge: LLMJudge, console: Console) -> list[Group]:
+    """Groups with scores, many at once; those with a response that got no verdict are left out and counted."""
+    scored = []
+    with ThreadPoolExecutor(max_workers=judge.workers) as pool, Bar(len(groups), "judge", console=Console(stderr=True)) as bar:
+        try:
+            for group in pool.map(lambda group: judged([group], judge)[0], groups):
+                scored.append(group)
+                bar.update(len(scored))
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+        finally:
+            for line in judge.lines():
+                console.print(line, markup=False)
+    if judge.unjudged:
+        console.print(f"[yellow]{len(judge.unjudged):,} prompts left out[/yellow]: the judge gave a response no verdict")
+    return [group for group in scored if group.key not in judge.unjudged]
+
+
+def refuse_equal(scored: list[Group], groups: list[Group]) -> None:
+    """Responses that nobody prefers one of are nothing to train on: said before a file is written."""
+    if not any(text_of(response).strip() for group in groups for response in group.responses):
+        raise ValueError("every response is empty: there is nothing to judge; draw again, with more --max_new_tokens or from another model")
+    scores = {score for group in scored for score in group.scores}
+    if len(scores) == 1:
+        number = sum(map(len, scored))
+        raise ValueError(
+            f"all {number:,} responses have the same score, {scores.pop():g}: none is preferred, so there is nothing to learn; look at "
+            "the responses and at what the judge looks for"
+        )
+
+
 def groups_of(path: Path) -> Iterator[tuple[Group, Any]]:
     """The prompts of a file with their responses, and what each says is right."""
     for place, row in read_objects(path):
@@ -99,17 +167,22 @@ def groups_of(path: Path) -> Iterator[tuple[Group, Any]]:
         yield Group(key=prompt_key(prompt), prompt=prompt, responses=texts), answer_of(row)
 
 
-def judge_named(name: str, max_length: int = 1024, device: str = "cpu", *, answers: Answers | None = None) -> Judging:
+def judge_named(
+    name: str, max_length: int = 1024, device: str = "cpu", *, answers: Answers | None = None, llm: LLMOptions | None = None
+) -> Judging:
     """The judge that people name on the command line.
 
     exact_answer | regex[:PATTERN] | json_schema[:FILE] | unit_tests    what is right is known: `trueline.align.verifiers`
     FILE.py:FUNCTION                                                    a rule of (prompt, response) or (prompt, response, answer)
+    URL, or URL#MODEL                                                   a language model: `trueline.align.llm_judge`
     DIR_OR_HUB_ID                                                       a reward model
     A=0.7,B=0.3                                                         several of these, added up with weights
 
     `answers` are what the prompts' rows say is right (`answers_of`).
     """
     kind, _, rest = name.partition(":")
+    if kind in ("http", "https"):
+        return llm_judge(name, llm or LLMOptions(), answers)
     if kind in VERIFIERS:
         check = VERIFIERS[kind](rest)
         needs_answers = not (rest and kind in OF_A_RULE)
@@ -118,7 +191,7 @@ def judge_named(name: str, max_length: int = 1024, device: str = "cpu", *, answe
     if path.endswith(".py"):
         return rule_judge(function_of(Path(path), function), answers or {}, name)
     if parts := parts_of(name):
-        return WeightedJudge(parts, [judge_named(part, max_length, device, answers=answers) for part, _ in parts])
+        return WeightedJudge(parts, [judge_named(part, max_length, device, answers=answers, llm=llm) for part, _ in parts])
     from trueline.models.files import load_scalar_model, read_config
     from trueline.models.scorer import RewardScorer
 
@@ -157,6 +230,19 @@ def rule_judge(rule: Callable[..., float], answers: Answers, name: str) -> RuleJ
     return RuleJudge(score, name)
 
 
+def llm_judge(name: str, options: LLMOptions, answers: Answers | None) -> LLMJudge:
+    """A model behind an address; its name stands behind # or in the options."""
+    url, _, model = name.partition("#")
+    address = Address(
+        url=url, model=model or options.judge_model, key_variable=options.judge_key, timeout=options.judge_timeout,
+        retries=options.judge_retries,
+    )  # fmt: skip
+    cache = options.judge_cache or Path.home() / ".cache" / "trueline" / "verdicts.sqlite"
+    bounds = {"max_requests": options.max_requests, "max_tokens": options.max_judge_tokens, "at_once": options.judge_workers}
+    client = ChatClient(address, cache, **bounds)
+    return LLMJudge(client, options.judge_form, options.judge_criteria, answers, options.judge_workers)
+
+
 def schema_check(path: str) -> Check:
     """The check of a schema in a file."""
     if not path:
@@ -189,11 +275,6 @@ def function_of(path: Path, name: str) -> Callable[..., float]:
     if name not in functions:
         raise ValueError(f"{path} has no function {name!r}; it has {', '.join(sorted(functions)) or 'none'}")
     return functions[name]
-
-
-def text_of(messages: Messages) -> str:
-    """The contents, one after the other."""
-    return "\n".join(message.content for message in messages)
 
 
 def ranking(group: Group, margin: float, judge: str, source: str) -> Comparison:
