@@ -30,8 +30,8 @@ if sys.platform == "win32":
     pytest.skip("there is no SIGKILL", allow_module_level=True)
 
 KILLS = int(os.environ.get("TRUELINE_KILLS", "6"))
-VERBS = ("pretrain", "sft", "reward", "dpo")
-DATA = {"pretrain": "text", "sft": "chat", "reward": "pairs", "dpo": "pairs"}
+VERBS = ("pretrain", "sft", "reward", "dpo", "online-dpo")
+DATA = {"pretrain": "text", "sft": "chat", "reward": "pairs", "dpo": "pairs", "online-dpo": "pairs"}
 SHAPE = ["--max_steps", "24", "--save_steps", "3", "--logging_steps", "2", "--eval_steps", "8", "--eval_share", "0.2",
          "--learning_rate", "1e-3", "--per_device_train_batch_size", "4", "--max_length", "64"]  # fmt: skip
 NOISE = ["--objective.neftune_noise_alpha", "5"]  # the generators matter
@@ -88,13 +88,16 @@ def go(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Go]:
 
 def command(verb: str, files: Path, out: Path) -> list[str]:
     paths = ["--model", str(files / "model"), "--data", str(files / f"{DATA[verb]}.jsonl"), "--out", str(out)]
-    return [verb, *paths, *SHAPE, *(NOISE if verb == "sft" else [])]
+    rule = files / "rule.py"
+    rule.write_text("def short(prompt, response):\n    return -len(response)\n", encoding="utf-8")
+    drawing = ["--judge", f"{rule}:short", "--max_completion_length", "8", "--num_generations", "3", "--sample_steps", "5"]
+    return [verb, *paths, *SHAPE, *(NOISE if verb == "sft" else []), *(drawing if verb == "online-dpo" else [])]
 
 
 def outcome(out: Path) -> dict[str, Any]:
     """Weights, optimizer, the state of a run, and its metrics without the clock."""
     metrics = [
-        {name: value for name, value in row.items() if name not in ("time", "tokens_per_second")}
+        {name: value for name, value in row.items() if name not in ("time", "tokens_per_second") and not name.startswith("time/")}
         for row in read_lines(out / "metrics.jsonl")
     ]
     (_, newest), *_ = checkpoints(out)

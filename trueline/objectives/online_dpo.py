@@ -74,6 +74,7 @@ def drawn_kl(batch: Batch) -> dict[str, tuple[torch.Tensor, float]]:
     """KL of the policy that drew from the reference, estimated on what it drew; nothing where that was at another temperature."""
     if any((row.numbers["temperature"] != 1).any() for row in batch.rows):
         return {}
-    drawn = tokens_of(batch.rows, "logps").sum()
-    reference = numbers_of(batch.rows, "reference_logps").sum()
+    device = batch.layout.ids_T.device
+    drawn = tokens_of(batch.rows, "logps", device).sum()
+    reference = numbers_of(batch.rows, "reference_logps", device).sum()
     return {"objective/kl": (drawn - reference, float(batch.layout.num_sequences))}
