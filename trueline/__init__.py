@@ -12,11 +12,25 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from trueline.align.judges import RuleJudge as RuleJudge
+    from trueline.align.rollouts import Rollouts as Rollouts
     from trueline.models.files import load_model as load_model
     from trueline.objectives.dpo import DPO as DPO
+    from trueline.objectives.dprm import DPRM as DPRM
+    from trueline.objectives.grpo import GRPO as GRPO
+    from trueline.objectives.iterate import Iterate as Iterate
+    from trueline.objectives.kto import KTO as KTO
     from trueline.objectives.next_token import NextToken as NextToken
+    from trueline.objectives.online_dpo import OnlineDPO as OnlineDPO
+    from trueline.objectives.orpo import ORPO as ORPO
+    from trueline.objectives.ppo import PPO as PPO
+    from trueline.objectives.raft import RAFT as RAFT
+    from trueline.objectives.reinforce_plus_plus import ReinforcePlusPlus as ReinforcePlusPlus
     from trueline.objectives.reward import Reward as Reward
+    from trueline.objectives.rloo import RLOO as RLOO
+    from trueline.objectives.rso import RSO as RSO
     from trueline.objectives.sft import SFT as SFT
+    from trueline.objectives.simpo import SimPO as SimPO
     from trueline.rows import read_rows as read_rows
     from trueline.serve.engine import Engine as Engine
     from trueline.tokens import load_tokenizer as load_tokenizer
@@ -30,13 +44,52 @@ _WHERE = {
     "read_rows": "trueline.rows",
     "train": "trueline.train",
     "Engine": "trueline.serve.engine",
+    "Rollouts": "trueline.align.rollouts",
+    "RuleJudge": "trueline.align.judges",
     "DPO": "trueline.objectives.dpo",
     "SFT": "trueline.objectives.sft",
     "Reward": "trueline.objectives.reward",
     "NextToken": "trueline.objectives.next_token",
+    "DPRM": "trueline.objectives.dprm",
+    "GRPO": "trueline.objectives.grpo",
+    "Iterate": "trueline.objectives.iterate",
+    "KTO": "trueline.objectives.kto",
+    "ORPO": "trueline.objectives.orpo",
+    "OnlineDPO": "trueline.objectives.online_dpo",
+    "PPO": "trueline.objectives.ppo",
+    "RAFT": "trueline.objectives.raft",
+    "RLOO": "trueline.objectives.rloo",
+    "RSO": "trueline.objectives.rso",
+    "ReinforcePlusPlus": "trueline.objectives.reinforce_plus_plus",
+    "SimPO": "trueline.objectives.simpo",
 }
 
-__all__ = ["DPO", "SFT", "Engine", "NextToken", "Reward", "__version__", "load_model", "load_tokenizer", "read_rows", "train"]
+__all__ = [
+    "DPO",
+    "DPRM",
+    "GRPO",
+    "KTO",
+    "ORPO",
+    "PPO",
+    "RAFT",
+    "RLOO",
+    "RSO",
+    "SFT",
+    "Engine",
+    "Iterate",
+    "NextToken",
+    "OnlineDPO",
+    "ReinforcePlusPlus",
+    "Reward",
+    "Rollouts",
+    "RuleJudge",
+    "SimPO",
+    "__version__",
+    "load_model",
+    "load_tokenizer",
+    "read_rows",
+    "train",
+]
 
 
 def __getattr__(name: str) -> Any:
