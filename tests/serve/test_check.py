@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from trueline.models.decoder import Decoder
 from trueline.records import Sampling
@@ -32,13 +34,15 @@ def test_the_first_samples_are_checked(model: Decoder, prompts: Prompts, tempera
     assert str(engine.agreement).endswith(f" over {engine.agreement.tokens} tokens")
 
 
-def test_once_for_each_weights(model: Decoder, prompts: Prompts) -> None:
+def test_once_for_each_model(model: Decoder, prompts: Prompts) -> None:
     engine = Engine(model)
     engine.sample(prompts, Sampling(max_new_tokens=4))
     first = engine.agreement
     engine.sample(prompts, Sampling(max_new_tokens=4, seed=1))
     assert engine.agreement is first
-    engine.load(model, "next")
+    engine.load(model, "the same in training, a step later")
+    assert engine.agreement is first
+    engine.load(copy.deepcopy(model), "another")
     assert engine.agreement is None
     engine.sample([], Sampling(max_new_tokens=4))
     assert engine.agreement is None  # nothing was drawn
@@ -68,3 +72,16 @@ def test_the_largest_of_all_tokens_counts(model: Decoder, prompts: Prompts) -> N
 
 def test_not_a_number_does_not_hold() -> None:
     assert not Agreement(float("nan"), 1).holds and Agreement(LIMIT, 1).holds
+
+
+def test_a_model_in_training_changes_its_mode_once(model: Decoder, prompts: Prompts, monkeypatch: pytest.MonkeyPatch) -> None:
+    modes: list[bool] = []
+
+    def noted(mode: bool = True) -> nn.Module:
+        modes.append(mode)
+        return nn.Module.train(model, mode)
+
+    monkeypatch.setattr(model, "train", noted)
+    model.train()
+    Engine(model).sample(prompts, Sampling(max_new_tokens=4))
+    assert modes == [True, False, True, False, True] and model.training  # drawing, then the check

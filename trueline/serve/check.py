@@ -1,6 +1,6 @@
 """Does the sampler say what the trainer would? Drawn tokens are scored again by the training forward.
 
-    engine.sample(...)      checks a few of its first samples, once for each weights it is given
+    engine.sample(...)      checks a few of its first samples, once for each model it is given
     str(engine.agreement)   "sampler vs trainer log-probs: max difference 2.4e-06 over 512 tokens"
 
 The cached path (one token at a time) and the packed path of training are two programs for one function. Where they differ, the

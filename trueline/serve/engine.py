@@ -69,7 +69,7 @@ class Engine:
         self._ids = count()
         self._ended: list[Event] = []
         self.agreement: Agreement | None = None
-        """Of the first `sample` with these weights; None before."""
+        """Of the first `sample` from this model, once even if it is in training; None before."""
 
     # -- the door ----------------------------------------------------------------------------------------------------
 
@@ -112,7 +112,9 @@ class Engine:
             )
         if weights.config != self.model.config or weights.device != self.model.device:
             self._cache = None
-        self.model, self.version, self.agreement = weights, version, None
+        if weights is not self.model:
+            self.agreement = None
+        self.model, self.version = weights, version
 
     # -- in one call -------------------------------------------------------------------------------------------------
 
@@ -135,10 +137,11 @@ class Engine:
         number_of = {self._queue(checked[i], sampling, repeats[i], f"prompt {i}"): i for i in order}
         found: list[list[Sample | None]] = [[None] * sampling.n for _ in checked]
         try:
-            while self.busy:
-                for event in self.step():
-                    if event.sample is not None:
-                        found[number_of[event.request]][event.response] = event.sample
+            with _sampling_mode(self.model):  # here once: a model in training changes its mode module by module
+                while self.busy:
+                    for event in self.step():
+                        if event.sample is not None:
+                            found[number_of[event.request]][event.response] = event.sample
         finally:  # an interrupt leaves a clean engine
             for request in number_of if self._scheduler.busy else ():
                 self.cancel(request)
