@@ -66,8 +66,8 @@ def test_verdicts_are_the_last_line(text: str, verdict: str | None) -> None:
 
 
 def test_ratings_are_the_last_line() -> None:
-    found = [rating_in(Reply(text, True)) for text in ("Good.\n[[7]]", "[[7.5]]", "[[0]]", "[[11]]", "7", "[[B]]", "[[7]]\nbye", "[[" + "9" * 99 + "]]")]
-    assert found == [7, 7.5, None, None, None, None, None, None]
+    texts = ("Good.\n[[7]]", "[[7.5]]", "[[0]]", "[[11]]", "7", "[[B]]", "[[7]]\nbye", "[[" + "9" * 99 + "]]")
+    assert [rating_in(Reply(text, True)) for text in texts] == [7, 7.5, None, None, None, None, None, None]
 
 
 def test_no_verdict_is_no_tie() -> None:
@@ -127,16 +127,17 @@ def test_an_answer_that_does_not_come_is_not_waited_for(fault: str) -> None:
 def test_a_pause_grows_and_obeys_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
     pauses: list[float] = []
     monkeypatch.setattr("trueline.align.chat.time.sleep", pauses.append)
-    with serving(lambda question, number: (429, {}, {"Retry-After": "7" if number == 3 else "9999" if number == 4 else "0"})) as server:
-        with pytest.raises(ValueError, match=r"gave no answer in 5 tries \(the last: 429"):
-            client(server, retries=4, pause=1.0).ask("Which?")
+    wishes = {3: "7", 4: "9999"}
+    faults = lambda question, number: (429, {}, {"Retry-After": wishes.get(number, "0")})  # noqa: E731
+    with serving(faults) as server, pytest.raises(ValueError, match=r"gave no answer in 5 tries \(the last: 429"):
+        client(server, retries=4, pause=1.0).ask("Which?")
     assert 0.5 <= pauses[0] <= 1 <= pauses[1] <= 2 and pauses[2:] == [7, 60]
 
 
 @pytest.mark.parametrize(
     ("answer", "sentence"),
     [
-        (lambda q, n: (401, {"error": {"message": "Incorrect API key provided: sk-secret-42."}}, {}), r"refused the request: 401 Incorrect API key provided: \*\*\*\."),
+        (lambda q, n: (401, {"error": {"message": "Wrong key: sk-secret-42."}}, {}), r"refused the request: 401 Wrong key: \*\*\*\."),
         (lambda q, n: (404, {"detail": "no such model"}, {}), "refused the request: 404"),
         (lambda q, n: (302, {}, {"Location": "http://evil.example/v1"}), "redirects to evil.example, which is refused"),
         (lambda q, n: (307, {}, {"Location": "//evil.example/v1"}), "redirects to evil.example|307"),

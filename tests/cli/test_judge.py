@@ -89,3 +89,16 @@ def test_samples_carry_the_answer(trueline: Trueline, tiny: Path, tmp_path: Path
     code, _, said = trueline(*words)
     assert code == 0, said
     assert [row["answer"] for row in written(out)] == ["2", "5"]
+
+
+def test_votes_judge_what_they_have_seen(trueline: Trueline, tmp_path: Path) -> None:
+    votes = drawn(tmp_path / "votes.jsonl", [{"prompt": "p", "chosen": "b", "rejected": loser} for loser in ("a", "c")])
+    data = drawn(tmp_path / "drawn.jsonl", [{"prompt": "p", "responses": ["a", "b"]}, {"prompt": "new", "responses": ["a", "b"]}])
+    out = tmp_path / "pairs.jsonl"
+    code, said, error = trueline("judge", "--data", data, "--judge", f"votes:{votes}", "--out", out)
+    assert code == 0, error
+    assert "pairs with votes: 1, without: 1; responses that nobody voted on: 2" in said
+    assert "1 prompts left out: there is no verdict on one of their responses" in said
+    assert [(row["prompt"], row["chosen"]) for row in written(out)] == [("p", "b")]
+    code, _, error = trueline("judge", "--data", data, "--judge", "votes:missing.jsonl", "--out", out)
+    assert code == 2 and "missing.jsonl does not exist" in error

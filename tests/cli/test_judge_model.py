@@ -43,7 +43,7 @@ def test_a_model_judges_and_is_not_asked_again(trueline: Trueline, drawn: Path, 
         assert code == 0, error
         assert "first wins 0, second wins 1, ties 1 (0 of equal responses), no verdict 1; consistency under swap 100.0%" in said
         assert "6 requests of 600 tokens, 0 answers from the cache" in said
-        assert "1 prompts left out: the judge gave a response no verdict" in said
+        assert "1 prompts left out: there is no verdict on one of their responses" in said
         assert chosen(out) == ["dark red"]
         assert (tmp_path / "pairs.jsonl.verdicts.sqlite").exists()
         code, said, _ = trueline("judge", "--data", drawn, "--judge", f"{server.url}#m", "--out", out, "--format", "trueline")

@@ -93,13 +93,8 @@ class LLMJudge:
         pairs = list(combinations(range(len(texts)), 2))
         with ThreadPoolExecutor(max_workers=self.workers) as pool:
             verdicts = list(pool.map(lambda pair: self.verdict(prompt, texts[pair[0]], texts[pair[1]]), pairs))
-        points: list[list[float]] = [[] for _ in texts]
-        for (i, j), verdict in zip(pairs, verdicts, strict=True):
-            if verdict is not None:
-                share = {"first": 1.0, "second": 0.0, "tie": 0.5}[verdict]
-                points[i].append(share)
-                points[j].append(1 - share)
-        return [sum(one) / len(one) if one else None for one in points] if len(texts) > 1 else [0.5] * len(texts)
+        worth: dict[Verdict, float] = {"first": 1.0, "second": 0.0, "tie": 0.5}
+        return win_shares(len(texts), [None if verdict is None else worth[verdict] for verdict in verdicts])
 
     def verdict(self, prompt: Messages, first: str, second: str) -> Verdict | None:
         """Of one pair, by both orders; None: one of the answers held no verdict."""
@@ -154,6 +149,17 @@ class LLMJudge:
             f"no verdict {t[ERROR]:,}; consistency under swap {consistency}",
             asked,
         ]
+
+
+def win_shares(number: int, shares: Sequence[float | None]) -> list[float | None]:
+    """For each of `number` responses its mean share against the others, from the first's share in each pair (0, 1), (0, 2), ...,
+    (1, 2), ...; None in a pair: nothing is known of it, None in the result: of the response. One alone has a half."""
+    points: list[list[float]] = [[] for _ in range(number)]
+    for (i, j), share in zip(combinations(range(number), 2), shares, strict=True):
+        if share is not None:
+            points[i].append(share)
+            points[j].append(1 - share)
+    return [sum(one) / len(one) if one else None for one in points] if number > 1 else [0.5] * number
 
 
 def verdict_in(reply: Reply) -> Verdict | None:

@@ -22,18 +22,19 @@ from trueline.align.llm_judge import LLMJudge, text_of
 from trueline.align.sandbox import unit_tests
 from trueline.align.select import best_vs_worst, comparisons
 from trueline.align.verifiers import Answers, Check, Verifier, answers_of, exact_answer, json_schema, regex
+from trueline.align.votes import StoredVotes
 from trueline.cli.places import FILE, model_folder
 from trueline.cli.text import messages_of
 from trueline.protocols import Judge as Judging
 from trueline.records import Comparison, Conversation, Messages, Ranking, Row
-from trueline.rows import write_rows
+from trueline.rows import read_rows, write_rows
 from trueline.rows.messages import answer_of
 from trueline.rows.readers import Unreadable, parse_json, read_objects
 from trueline.run import Bar
 from trueline.store import local_folder
 from trueline.tokens import encode_comparison, load_tokenizer
 
-JUDGES = "DIR_OR_HUB_ID|URL|FILE.py:FUNCTION|exact_answer|regex:PATTERN|json_schema:FILE|unit_tests"
+JUDGES = "DIR_OR_HUB_ID|URL|FILE.py:FUNCTION|exact_answer|regex:PATTERN|json_schema:FILE|unit_tests|votes:FILE"
 """How people name a judge."""
 
 
@@ -99,7 +100,10 @@ class Judge:
         beside = self.out.with_name(self.out.name + ".verdicts.sqlite")
         llm = replace(self.llm, judge_cache=self.llm.judge_cache or beside)
         judge = judge_named(self.judge, self.max_length, self.device, answers=answers, llm=llm)
-        scored = judged_by_model(several, judge, console) if isinstance(judge, LLMJudge) else judged(several, judge)
+        if isinstance(judge, LLMJudge | StoredVotes):
+            scored = judged_by_verdicts(several, judge, console)
+        else:
+            scored = judged(several, judge)
         refuse_equal(scored, groups)
         found = (
             comparisons(scored, lambda group, rng: best_vs_worst(group, rng, margin=self.margin), source=str(self.data))
@@ -121,10 +125,11 @@ class Judge:
         console.print(f"{written.rows:,} rows in {self.out}", markup=False)
 
 
-def judged_by_model(groups: list[Group], judge: LLMJudge, console: Console) -> list[Group]:
+def judged_by_verdicts(groups: list[Group], judge: LLMJudge | StoredVotes, console: Console) -> list[Group]:
     """Groups with scores, many at once; those with a response that got no verdict are left out and counted."""
     scored = []
-    with ThreadPoolExecutor(max_workers=judge.workers) as pool, Bar(len(groups), "judge", console=Console(stderr=True)) as bar:
+    workers = judge.workers if isinstance(judge, LLMJudge) else 1
+    with ThreadPoolExecutor(max_workers=workers) as pool, Bar(len(groups), "judge", console=Console(stderr=True)) as bar:
         try:
             for group in pool.map(lambda group: judged([group], judge)[0], groups):
                 scored.append(group)
@@ -136,7 +141,7 @@ def judged_by_model(groups: list[Group], judge: LLMJudge, console: Console) -> l
             for line in judge.lines():
                 console.print(line, markup=False)
     if judge.unjudged:
-        console.print(f"[yellow]{len(judge.unjudged):,} prompts left out[/yellow]: the judge gave a response no verdict")
+        console.print(f"[yellow]{len(judge.unjudged):,} prompts left out[/yellow]: there is no verdict on one of their responses")
     return [group for group in scored if group.key not in judge.unjudged]
 
 
@@ -175,6 +180,7 @@ def judge_named(
     exact_answer | regex[:PATTERN] | json_schema[:FILE] | unit_tests    what is right is known: `trueline.align.verifiers`
     FILE.py:FUNCTION                                                    a rule of (prompt, response) or (prompt, response, answer)
     URL, or URL#MODEL                                                   a language model: `trueline.align.llm_judge`
+    votes:FILE_OR_HUB_ID                                                what was voted before: `trueline.align.votes`
     DIR_OR_HUB_ID                                                       a reward model
     A=0.7,B=0.3                                                         several of these, added up with weights
 
@@ -183,6 +189,9 @@ def judge_named(
     kind, _, rest = name.partition(":")
     if kind in ("http", "https"):
         return llm_judge(name, llm or LLMOptions(), answers)
+    if kind == "votes" and rest:
+        votes = read_rows(rest, Comparison)
+        return StoredVotes.of((row for row in votes if isinstance(row, Comparison)), name)
     if kind in VERIFIERS:
         check = VERIFIERS[kind](rest)
         needs_answers = not (rest and kind in OF_A_RULE)
