@@ -14,6 +14,8 @@ from tests.objectives.plain import Listed, assert_step_is, decoder, listed, logp
 from trueline.objectives.dpo import DPO
 from trueline.objectives.rounds import OnPolicy
 from trueline.objectives.rso import RSO
+from trueline.protocols import Crew
+from trueline.records import Row
 
 UNIFORM = -math.log(4)
 
@@ -52,6 +54,40 @@ def test_the_plain_hinge_knows_no_reference() -> None:
     far = Listed([0.0, 9.0, 0.0, 0.0])
     done, _ = loss_of(objective, far, [listed([1, 3], rank=[1, 2], reference_logps=[0.0, 0.0])])
     assert done.item() == 0  # beyond the margin of 1 / gamma = 2 nothing pulls
+
+
+def test_soft_labels_are_bradley_terry_s_and_lead_to_the_tilted_reference() -> None:
+    """All pairs of four listed responses: the least loss is at pi_ref exp(r / gamma) / Z, whatever pairs were kept."""
+    objective, reward = RSO(gamma=0.5, soft_labels=True), np.array([0.3, -0.5, 0.8, 0.0], np.float32)
+    reference = torch.log(torch.tensor([0.1, 0.2, 0.3, 0.4]))
+
+    class Reference:
+        fingerprint = "listed"
+
+        def score(self, rows: list[Row]) -> list[np.ndarray]:
+            return [np.array([float(reference[ids[1]]) for ids in row.ids], np.float32) for row in rows]
+
+    pairs = [(0, 1), (2, 0), (2, 1), (3, 1), (0, 3)]  # best first
+    rows = objective.annotate(
+        [listed(p, rank=[1, 2], reward=reward[list(p)]) for p in pairs], Crew(reference=Reference())
+    )
+    policy = Listed([0.0] * 4)
+    loss, _ = loss_of(objective, policy, rows[:1])
+    q, h = 1 / (1 + math.exp(-0.8)), math.log(2.0)  # uniform over a reference of 0.1 and 0.2
+    assert loss.item() == pytest.approx(
+        q * math.log(1 + math.exp(-h / 2)) + (1 - q) * math.log(1 + math.exp(h / 2)), abs=1e-5
+    )
+    optimizer = torch.optim.LBFGS(policy.parameters(), max_iter=100, tolerance_grad=1e-8, line_search_fn="strong_wolfe")
+
+    def closure() -> torch.Tensor:
+        optimizer.zero_grad()
+        loss, _ = loss_of(objective, policy, rows)
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    best = torch.softmax(reference + torch.from_numpy(reward) / 0.5, 0)
+    torch.testing.assert_close(torch.softmax(policy.logits.detach(), 0), best, atol=1e-3, rtol=0)
 
 
 def test_the_loop_computes_the_formula() -> None:

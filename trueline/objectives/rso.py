@@ -10,7 +10,9 @@
 
 Liu et al., 2309.06657, algorithm 1 and section 3. Accepted responses follow pi_ref exp(r / beta) / Z as the candidates go to infinity
 (`trueline.align.rejection`), the policy that a pair loss should see its pairs from. Two temperatures: beta of the sampling, in
-units of the reward, gamma of the loss. beta = inf is the paper's "sft-sample-rank": no rejection.
+units of the reward, gamma of the loss. beta = inf is the paper's "sft-sample-rank": no rejection. The better response simply wins,
+as in the paper, so no finite margin is enough for sigmoid_norm; with `soft_labels` a pair's preference is
+sigmoid(r_w - r_l), the loss q l(h) + (1 - q) l(-h), and sigmoid_norm is least at pi proportional to pi_ref exp(r / gamma).
 Simplified: r is what judge or reward model says, where the paper takes the logit of a pairwise ranker against one drawn response;
 drawing has no top-k (40 there); every prompt is drawn for when its step comes, always by the start model, not all before the first
 step: the pairs have the same law. Equal rewards make no pair.
@@ -21,9 +23,10 @@ Legend: P pairs, S sequences.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
+import numpy as np
 from torch import Tensor, nn
 
 from trueline.objectives.base import Batch, Budget, Losses, microbatches
@@ -55,6 +58,8 @@ class RSO:
     """Which l."""
     gamma: float = 0.05
     """Of the loss: DPO's beta. The hinges let go of a pair at a margin of 1 / gamma."""
+    soft_labels: bool = False
+    """Prefer by the probability that a Bradley-Terry reward model gives, sigmoid of the difference, instead of always."""
 
     verb: ClassVar[str] = "rso"
     record: ClassVar[type[Conversation]] = Conversation
@@ -88,6 +93,11 @@ class RSO:
         return Rounds(select="statistical_rejection", options=options, responses=2, frozen=True)
 
     def annotate(self, rows: Sequence[Row], crew: Crew) -> Sequence[Row]:
+        if self.soft_labels:
+            odds = [np.exp(row.numbers["reward"] - row.numbers["reward"].max()) for row in rows]
+            rows = [
+                replace(row, numbers={**row.numbers, "counts": odds_K}) for row, odds_K in zip(rows, odds, strict=True)
+            ]
         return with_reference_logps(rows, crew)
 
     def steps(self, rows: Sequence[Row], budget: Budget) -> Iterator[list[Batch]]:
@@ -100,7 +110,8 @@ class RSO:
         logps_S, ratio_S = policy_and_ratios(model, batch)
         pairs = pairs_of(batch.rows, logps_S.device)
         margins_S = logps_S if self.loss_type == "hinge" else ratio_S
-        loss_P = self.pair_loss(margins_S[pairs.chosen_P] - margins_S[pairs.rejected_P])
+        h_P, preferred_P = margins_S[pairs.first_P] - margins_S[pairs.second_P], pairs.preferred_P
+        loss_P = preferred_P * self.pair_loss(h_P) + (1 - preferred_P) * self.pair_loss(-h_P)
         metrics = implicit_reward_metrics(self.gamma, logps_S, ratio_S, pairs)
         return Losses({"loss": (pairs.weight_P * loss_P).sum()}, metrics)
 
