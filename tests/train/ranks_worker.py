@@ -1,6 +1,6 @@
 """What each process of a run of several does in test_ranks: the gradient of one step of every method, then whole runs.
 
-    RANK=0 WORLD_SIZE=2 MASTER_ADDR=... python ranks_worker.py methods|adapters FILES OUT
+    RANK=0 WORLD_SIZE=2 MASTER_ADDR=... python ranks_worker.py methods|adapters|drawing FILES OUT
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
+from trueline.align.judges import RuleJudge
+from trueline.align.rollouts import Rollouts
 from trueline.models.adapters import attach
 from trueline.models.files import load_model, load_scalar_model
 from trueline.models.lora import LoRAConfig
@@ -19,6 +21,7 @@ from trueline.models.scorer import PolicyScorer
 from trueline.objectives import discover
 from trueline.objectives.base import Budget
 from trueline.protocols import Crew
+from trueline.serve.engine import Engine
 from trueline.train import TrainConfig, override, train
 from trueline.train.api import resolve
 from trueline.train.ranks import Ranks, joined, of_environment
@@ -77,14 +80,24 @@ def adapted_runs(files: Path, out: Path, batch: int, noisy_batch: int) -> None:
               lora_dropout=dropout, per_device_train_batch_size=rows, gradient_accumulation_steps=8 // (rows * world), **FIFTY)  # fmt: skip
 
 
+def drawing(files: Path, out: Path, batch: int) -> None:
+    """Five rounds of eight prompts whose responses the policy draws."""
+    rule = RuleJudge(lambda prompt, response: -float(len(response[0].content)), "short")
+    train(discover()["online-dpo"](), files / "model", files / "pairs.jsonl", out=out / "drawing", max_steps=5, logging_steps=1,
+          learning_rate=1e-3, max_length=64, max_completion_length=8, num_generations=3, eval_share=0.2, save_steps=0, sample_steps=2,
+          per_device_train_batch_size=batch, rollouts=Rollouts(Engine, judge=rule))  # fmt: skip
+
+
 if __name__ == "__main__":
     what, folder, target = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
     here = of_environment()
     share = 8 // here.world
     with joined(here, "cpu"):
-        for one in DATA if what == "methods" else ADAPTED:
+        for one in {"methods": DATA, "adapters": ADAPTED}.get(what, {}):
             gradient(one, folder, target, share, here)
-        if what == "methods":
+        if what == "drawing":
+            drawing(folder, target, share)
+        elif what == "methods":
             runs(folder, target, share)
         else:
             adapted_runs(folder, target, share, share)

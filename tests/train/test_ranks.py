@@ -104,6 +104,25 @@ def compare(verb: str, folder: Path) -> None:
         measured(f"{verb}, evaluation", abs(mine["eval_loss"] - theirs["eval_loss"]), 1e-4)
 
 
+
+@pytest.mark.slow
+def test_two_processes_draw_what_one_draws(files: Path, tmp_path: Path, launch: Launch) -> None:
+    """Half the prompts each: the same rewards, pairs and losses, and samples of both halves."""
+    two = launch(WORKER, "drawing", files, tmp_path / "two")
+    runpy.run_path(str(WORKER))["drawing"](files, tmp_path / "one", 8)
+    for process in two:
+        said, _ = process.communicate(timeout=900)
+        assert process.returncode == 0, said
+    one, both = (read_lines(tmp_path / name / "drawing" / "metrics.jsonl") for name in ("one", "two"))
+    assert [row["step"] for row in one] == [row["step"] for row in both]
+    names = ("reward", "completions/mean_length", "frac_reward_zero_std", "loss", "objective/kl", "eval_reward")
+    for name in names:
+        apart = [abs(a[name] - b[name]) for a, b in zip(one, both, strict=True) if name in a]
+        measured(f"{name} of two processes", max(apart), 1e-4)
+    drawn = [[row["response"] for row in read_lines(tmp_path / name / "drawing" / "samples.jsonl")] for name in ("one", "two")]
+    assert len(drawn[1]) == 2 * len(drawn[0]) and set(drawn[0]) < set(drawn[1])
+
+
 @pytest.mark.slow
 def test_adapters_and_noise_are_the_same_in_two_processes(files: Path, tmp_path: Path, launch: Launch) -> None:
     """LoRA: 2 x 4 rows against 1 x 8. With NEFTune and dropout, whose noise is a microbatch's own: against 1 x (4 + 4)."""

@@ -28,7 +28,9 @@ from trueline.run import read_lines
 from trueline.tokens import Tokenizer
 from trueline.train import plan, train
 from trueline.train.config import TrainConfig, settle
+from trueline.train.ranks import Ranks
 from trueline.train.rollout_feed import EMPTY, RolloutFeed
+from trueline.train.shared_rounds import row_json, row_of, share
 
 Make = Callable[..., Decoder]
 
@@ -306,3 +308,20 @@ def unchanged_signals() -> Any:
     before = signal.getsignal(signal.SIGTERM)
     yield
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_shares_of_a_round_are_whole_and_in_order() -> None:
+    items = list(range(7))
+    for world in (1, 2, 3, 8):
+        parts = [share(items, Ranks(rank=rank, world=world)) for rank in range(world)]
+        assert [one for part in parts for one in part] == items and max(map(len, parts)) - min(map(len, parts)) <= 1
+
+
+def test_a_row_survives_the_way_to_another_process() -> None:
+    (row,) = group_rows(1)
+    row = replace(row, numbers={"reward": np.array([0.1, -2e-8, 3e7], np.float32)})
+    found = row_of(json.loads(json.dumps(row_json(row))))
+    same = [*zip(row.ids, found.ids, strict=True), *zip(row.scored, found.scored, strict=True),
+            (row.numbers["reward"], found.numbers["reward"]),
+            *zip(row.tokens["logps"], found.tokens["logps"], strict=True)]  # fmt: skip
+    assert all(a.dtype == b.dtype and np.array_equal(a, b) for a, b in same) and found.key == row.key

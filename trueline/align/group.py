@@ -10,6 +10,7 @@ Left out: drawing (`rollouts`), choosing (`select`).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -41,9 +42,19 @@ def prompt_key(prompt: Messages) -> str:
     return fingerprint([[message.role, message.content] for message in prompt])[:16]
 
 
-def judged(groups: Sequence[Group], judge: Judge) -> list[Group]:
-    """Groups with the judge's scores. A judge that fails is named: it may be anybody's code, or a machine elsewhere."""
-    return [_with_scores(group, _asked(group, judge), judge.name) for group in groups]
+def judged(groups: Sequence[Group], judge: Judge, workers: int = 1) -> list[Group]:
+    """Groups with the judge's scores; `workers` of them at once, by a judge that may be asked from several threads.
+
+    A judge that fails is named: it may be anybody's code, or a machine elsewhere.
+    """
+    if workers == 1:
+        return [_with_scores(group, _asked(group, judge), judge.name) for group in groups]
+    with ThreadPoolExecutor(max_workers=workers) as pool:
+        try:
+            return list(pool.map(lambda group: judged([group], judge)[0], groups))
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
 
 
 def scored(groups: Sequence[Group], scorer: Scorer) -> list[Group]:

@@ -76,6 +76,8 @@ class Rollouts:
     """Sees text."""
     reward: Scorer | None = None
     """Sees the drawn ids: a reward model with the policy's own tokenizer."""
+    workers: int = 1
+    """Prompts whose responses are judged at once; more than 1 for a judge elsewhere that may be asked from several threads."""
 
     def __post_init__(self) -> None:
         if (self.judge is None) == (self.reward is None):
@@ -106,7 +108,7 @@ class Rollouts:
             groups = scored(groups, self.reward)
         else:
             assert self.judge is not None
-            groups = judged(groups, self.judge)
+            groups = judged(groups, self.judge, self.workers)
         groups = [penalised(group, config.missing_eos_penalty) for group in groups]
         seconds = {"sampling": there - began, "scoring": time.monotonic() - there}
         found = rows(groups, selector(select, options), seed)

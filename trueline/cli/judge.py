@@ -23,7 +23,7 @@ from trueline.align.sandbox import unit_tests
 from trueline.align.select import best_vs_worst, comparisons
 from trueline.align.verifiers import Answers, Check, Verifier, answers_of, exact_answer, json_schema, regex
 from trueline.align.votes import StoredVotes
-from trueline.cli.places import FILE, model_folder
+from trueline.cli.places import FILE, JUDGES, model_folder
 from trueline.cli.text import messages_of
 from trueline.protocols import Judge as Judging
 from trueline.records import Comparison, Conversation, Messages, Ranking, Row
@@ -33,9 +33,6 @@ from trueline.rows.readers import Unreadable, parse_json, read_objects
 from trueline.run import Bar
 from trueline.store import local_folder
 from trueline.tokens import encode_comparison, load_tokenizer
-
-JUDGES = "DIR_OR_HUB_ID|URL|FILE.py:FUNCTION|exact_answer|regex:PATTERN|json_schema:FILE|unit_tests|votes:FILE"
-"""How people name a judge."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,10 +97,7 @@ class Judge:
         beside = self.out.with_name(self.out.name + ".verdicts.sqlite")
         llm = replace(self.llm, judge_cache=self.llm.judge_cache or beside)
         judge = judge_named(self.judge, self.max_length, self.device, answers=answers, llm=llm)
-        if isinstance(judge, LLMJudge | StoredVotes):
-            scored = judged_by_verdicts(several, judge, console)
-        else:
-            scored = judged(several, judge)
+        scored = judged_by_verdicts(several, judge, console) if isinstance(judge, LLMJudge | StoredVotes) else judged(several, judge)
         refuse_equal(scored, groups)
         found = (
             comparisons(scored, lambda group, rng: best_vs_worst(group, rng, margin=self.margin), source=str(self.data))
@@ -111,6 +105,9 @@ class Judge:
             else [ranking(group, self.margin, self.judge, str(self.data)) for group in scored]
         )
         written = write_rows(found, self.out, self.format)
+        empty = sum(not text_of(response).strip() for group in groups for response in group.responses)
+        if empty:
+            console.print(f"[yellow]{empty:,} of {sum(map(len, groups)):,} responses are empty[/yellow]")
         if len(several) < len(groups):
             console.print(
                 f"[yellow]{len(groups) - len(several):,} prompts left out[/yellow]: fewer than two different responses"

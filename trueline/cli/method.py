@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -21,16 +21,18 @@ import yaml
 from rich.console import Console
 
 from trueline.align.combination import WeightedScorer, parts_of
+from trueline.align.llm_judge import LLMJudge
+from trueline.align.rollouts import Rollouts
 from trueline.align.verifiers import answers_of
 from trueline.cli import out_of_memory
-from trueline.cli.judge import judge_named
+from trueline.cli.judge import LLMOptions, judge_named
 from trueline.cli.places import BASE, COLUMNS, DATA, JUDGE, MODEL, MORE_DATA, column_names, model_folder
 from trueline.cli.plan import memory_advice
 from trueline.cli.runs import COMMAND
 from trueline.cli.show import show_plan
 from trueline.objectives.base import Objective
 from trueline.objectives.rounds import OnPolicy
-from trueline.protocols import Rollouts, Scorer
+from trueline.protocols import Scorer
 from trueline.records import Conversation, Record, RolloutConfig, Sampling
 from trueline.rows import Rows, mix, read_prompts, read_rows
 from trueline.rows.inspection import prompt_of
@@ -89,10 +91,13 @@ class OnlineOptions(MethodOptions):
 
     judge: Annotated[str, JUDGE] = ""
     """Who says how good a response is: a rule of yours (a Python function of prompt and response, both text, that returns a number,
-    more is better; a third argument is the row's answer), a check such as exact_answer, or a reward model that reads text."""
+    more is better; a third argument is the row's answer), a check of what is right, a language model by its address, or a reward
+    model that reads text."""
     reward_model: Annotated[str, tyro.conf.arg(metavar="DIR_OR_HUB_ID", help_behavior_hint="(this or --judge)")] = ""
     """A reward model that reads the very ids that were drawn; it needs the model's own tokenizer. Several are added up with weights:
     runs/helpful=0.7,runs/harmless=0.3."""
+    llm: Annotated[LLMOptions, tyro.conf.arg(name=""), tyro.conf.OmitArgPrefixes] = field(default_factory=LLMOptions)
+    """A language model as judge."""
 
 
 def options_of(objective: type[Any]) -> type[Any]:
@@ -161,6 +166,9 @@ def run_method(options: Any) -> None:
         raise ValueError("out of memory: lower max_tokens_per_batch, max_completion_length or num_generations")
     if full:  # behind the handler, which holds what the failed step had
         raise ValueError(memory_advice(options, start))
+    if rollouts is not None and isinstance(rollouts.judge, LLMJudge):
+        for line in rollouts.judge.lines():
+            console.print(line, markup=False)
     if first:
         keep_command(objective.verb, options, anew=True)
     verb = 'generate "..."' if objective.head == "tokens" else "eval --data HELD_OUT"
@@ -194,7 +202,6 @@ def records_of(options: Any, objective: Objective) -> Rows | list[Record]:
 
 def rollouts_of(options: Any, folder: str, prompts: Iterable[Record]) -> Rollouts:
     """The engine, and who judges; the prompts may say what is right."""
-    from trueline.align.rollouts import Rollouts
     from trueline.serve.engine import Engine
 
     config: TrainConfig = options.train
@@ -203,7 +210,10 @@ def rollouts_of(options: Any, folder: str, prompts: Iterable[Record]) -> Rollout
         raise ValueError("who says how good a response is? give --judge FILE.py:FUNCTION or --reward_model DIR, one of the two")
     if options.judge:
         answers = answers_of(prompt for prompt in prompts if isinstance(prompt, Conversation))
-        return Rollouts(Engine, judge=judge_named(options.judge, config.max_length, config.device, answers=answers))
+        device = of_environment().place(config.device)
+        llm = replace(options.llm, judge_cache=options.llm.judge_cache or options.out.with_name(f"{options.out.name}.verdicts.sqlite"))
+        judge = judge_named(options.judge, config.max_length, device, answers=answers, llm=llm)
+        return Rollouts(Engine, judge=judge, workers=llm.judge_workers if isinstance(judge, LLMJudge) else 1)
     return Rollouts(Engine, reward=scorer_of(options.reward_model, folder, config))
 
 
@@ -219,7 +229,8 @@ def scorer_of(name: str, policy: str, config: TrainConfig) -> Scorer:
         raise ValueError(f"{name} is a language model, not a reward model: train one with trueline reward, or give --judge")
     if load_tokenizer(folder).spec["model"] != load_tokenizer(policy).spec["model"]:
         raise ValueError(f"{name} and {policy} have different tokenizers: give the reward model as --judge, which reads text")
-    return RewardScorer(load_scalar_model(folder, device=config.device), max_tokens=config.max_tokens_per_batch, bf16=config.bf16)
+    model = load_scalar_model(folder, device=of_environment().place(config.device))
+    return RewardScorer(model, max_tokens=config.max_tokens_per_batch, bf16=config.bf16)
 
 
 def sinks_of(options: Any) -> list[Sink]:

@@ -18,7 +18,9 @@ PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 MODEL = tyro.conf.arg(metavar="DIR_OR_HUB_ID")
 DATA = tyro.conf.arg(metavar="FILE_OR_HUB_ID ...")
 MORE_DATA = tyro.conf.arg(metavar="FILE_OR_HUB_ID ...", help_behavior_hint="(optional)")
-JUDGE = tyro.conf.arg(metavar="FILE.py:FUNCTION", help_behavior_hint="(this or --reward_model)")
+JUDGES = "DIR_OR_HUB_ID|URL|FILE.py:FUNCTION|exact_answer|regex:PATTERN|json_schema:FILE|unit_tests|votes:FILE"
+"""How people name a judge."""
+JUDGE = tyro.conf.arg(metavar=JUDGES, help_behavior_hint="(this or --reward_model)")
 COLUMNS = tyro.conf.arg(metavar="OURS=THEIRS ...", help_behavior_hint="(optional)")
 FILE = tyro.conf.arg(metavar="FILE", help_behavior_hint="(optional)")
 

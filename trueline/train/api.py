@@ -157,7 +157,7 @@ def train(
         kept = rejects if ranks.first else None
         job = resolve(objective, model, rows, eval_rows, tokenizer, config, overrides, kept, drawing)
         job = dataclasses.replace(job, ranks=ranks)
-        check_rounds(objective, job.drawing, rollouts, ranks.world)
+        check_rounds(objective, job.drawing, rollouts)
         with joined(ranks, ranks.place(job.config.device)), explain_full_disk(out):
             return _run(job, model, out, crew or Crew(), draw, sinks, rejects, rollouts)
     finally:
@@ -223,7 +223,7 @@ def _run(
             feed = RolloutFeed(
                 job.rows, job.texts, job.rows_per_round, job.config.seed, rollouts=rollouts, sampler=crew.sampler,
                 config=job.drawing, rounds=objective.rounds, decode=job.tokenizer.decode, say=run.event,
-                drawer=reference_sampler(crew, policy, rollouts, job.tokenizer) if objective.rounds.frozen else None,
+                drawer=reference_sampler(crew, policy, rollouts, job.tokenizer) if objective.rounds.frozen else None, ranks=ranks,
             )  # fmt: skip
             evaluation = partial(feed.evaluate, job.held) if job.held else None
             draw = draw or (feed.samples if job.config.evals.sample_steps else None)

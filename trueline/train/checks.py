@@ -42,7 +42,7 @@ def refuse_misfit(config: DecoderConfig, rows: Sequence[Row], tokenizer: Tokeniz
         )
 
 
-def check_rounds(objective: Objective, drawing: RolloutConfig | None, rollouts: Rollouts | None, processes: int) -> None:
+def check_rounds(objective: Objective, drawing: RolloutConfig | None, rollouts: Rollouts | None) -> None:
     """Refuse what cannot draw."""
     if not isinstance(objective, OnPolicy):
         if rollouts is not None:
@@ -52,8 +52,6 @@ def check_rounds(objective: Objective, drawing: RolloutConfig | None, rollouts: 
         raise ValueError(
             f"{objective.verb} learns from its own responses: pass rollouts=Rollouts(Engine, judge=...) (trueline.align.rollouts)"
         )
-    if processes > 1:
-        raise ValueError(f"{objective.verb} draws its responses in one process so far, and there are {processes}: start one")
     fewest = objective.rounds.responses
     if drawing is not None and drawing.num_generations < fewest:
         raise ValueError(f"num_generations is {drawing.num_generations}, and {objective.verb} needs at least {fewest} responses per prompt")

@@ -5,7 +5,7 @@
 The order of prompts is that of StoredFeed, and what a round draws depends on (seed, prompts handed out) and on the weights, so the
 whole state is one integer here, too: a run that goes on draws the very same responses.
 
-Left out: several processes, each with its share of the prompts; drawing the next round while this one is learned from.
+Several processes answer a share of the prompts each (shared_rounds). Left out: drawing the next round while this one is learned from.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from trueline.objectives.rounds import Rounds
 from trueline.protocols import Drawn, Rollouts, Sampler
 from trueline.records import Messages, RolloutConfig, Row
 from trueline.train.feed import Report, StoredFeed
+from trueline.train.ranks import ALONE, Ranks
+from trueline.train.shared_rounds import share, together
 
 EMPTY = 20
 """So many rounds in a row without a single row end the run."""
@@ -33,13 +35,13 @@ class RolloutFeed:
     def __init__(
         self, prompts: Sequence[Row], texts: Mapping[str, Messages], prompts_per_round: int, seed: int, *, rollouts: Rollouts,
         sampler: Sampler, config: RolloutConfig, rounds: Rounds, decode: Callable[[Sequence[int]], str],
-        say: Callable[[str], None] = lambda text: None, drawer: Sampler | None = None,
+        say: Callable[[str], None] = lambda text: None, drawer: Sampler | None = None, ranks: Ranks = ALONE,
     ) -> None:  # fmt: skip
         """`sampler` draws from the live policy; `drawer` draws the rounds in its stead where they are frozen."""
         self.drawer = drawer or sampler
         self.order = StoredFeed(prompts, prompts_per_round, seed)
         self.texts, self.seed, self.rollouts, self.sampler = texts, seed, rollouts, sampler
-        self.config, self.rounds, self.decode, self.say = config, rounds, decode, say
+        self.config, self.rounds, self.decode, self.say, self.ranks = config, rounds, decode, say, ranks
         self.last: Drawn | None = None
         self._sums: dict[str, tuple[float, float]] = {}
         self._seconds: Counter[str] = Counter()
@@ -106,11 +108,12 @@ class RolloutFeed:
     def _draw(self, prompts: Sequence[Row], config: RolloutConfig, number: int, select: str = "") -> Drawn:
         """What round `number` (prompts handed out with it; below 0 for evaluations) gives."""
         (seed,) = np.random.SeedSequence([self.seed, number % 2**63]).generate_state(1).tolist()
-        asked = [(self.texts[row.key], row.ids[0]) for row in prompts]
-        return self.rollouts.draw(
+        asked = [(self.texts[row.key], row.ids[0]) for row in share(prompts, self.ranks)]
+        drawn = self.rollouts.draw(
             asked, self.sampler if select else self.drawer, config, decode=lambda ids: self.decode(ids.tolist()), seed=seed,
             select=select or self.rounds.select, options={} if select else self.rounds.options,
         )  # fmt: skip
+        return together(drawn, self.ranks)
 
 
 EVALUATIONS = ("reward", "completions/mean_length", "completions/clipped_ratio")
