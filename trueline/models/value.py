@@ -25,6 +25,7 @@ from trueline.models.attention import Layout
 from trueline.models.decoder import Decoder
 from trueline.models.files import load_scalar_model, read_config, save_tensors
 from trueline.models.head import TokenScores, entropies, token_logps
+from trueline.models.lora import LoRALinear
 from trueline.models.scorer import _score
 from trueline.records import Row
 from trueline.store import local_folder
@@ -78,6 +79,11 @@ class ActorCritic(nn.Module):
             return self.value(hidden_ND.to(self.value.weight.dtype)).squeeze(1).float()
 
 
+def policy_of(model: nn.Module) -> nn.Module:
+    """The policy of what is trained: without its critic, if it has one."""
+    return model.decoder if isinstance(model, ActorCritic) else model
+
+
 def new_actor_critic(decoder: Decoder, start: str) -> ActorCritic:
     """A critic for this decoder, which must not have an adapter yet.
 
@@ -87,6 +93,8 @@ def new_actor_critic(decoder: Decoder, start: str) -> ActorCritic:
     if start == "shared":
         return ActorCritic(decoder)
     if start == "policy":
+        if any(isinstance(module, LoRALinear) for module in decoder.modules()):
+            raise ValueError("a critic that starts as a copy of the policy would copy its adapter: merge it first, or write shared")
         return ActorCritic(decoder, _headless(copy.deepcopy(decoder)))
     folder = local_folder(start)
     config, classifier = read_config(folder)

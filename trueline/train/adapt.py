@@ -31,6 +31,7 @@ from trueline.models.adapters import (
 from trueline.models.decoder import Decoder, ScalarModel, labels_of
 from trueline.models.files import load_model, load_scalar_model, save_model
 from trueline.models.lora import ALL_LINEAR, LoRAConfig, LoRALinear
+from trueline.models.value import ActorCritic, load_critic, save_critic
 from trueline.store import adapter_base
 from trueline.tokens import Tokenizer
 from trueline.train.config import AdapterConfig, TrainConfig
@@ -140,6 +141,9 @@ def lora_config(options: AdapterConfig, heads: tuple[str, ...] = ()) -> LoRAConf
 
 def write_policy(policy: nn.Module, folder: Path, *, adapted: Adapted | None, tokenizer: Tokenizer | None) -> None:
     """What a run has trained, as files, with its tokenizer."""
+    if isinstance(policy, ActorCritic):
+        save_critic(policy, folder)  # into checkpoints only: the final model is the decoder, and is written as one
+        policy = policy.decoder
     assert isinstance(policy, Decoder | ScalarModel)
     if adapted is None:
         save_model(policy, folder)
@@ -149,8 +153,11 @@ def write_policy(policy: nn.Module, folder: Path, *, adapted: Adapted | None, to
         tokenizer.save(folder)
 
 
-def copy_weights(model: Model, folder: Path) -> None:
-    """The stored weights of a checkpoint into a live model, or those of its adapter."""
+def copy_weights(model: Model | ActorCritic, folder: Path) -> None:
+    """The stored weights of a checkpoint into a live model, or those of its adapter; into a critic, too."""
+    if isinstance(model, ActorCritic):
+        load_critic(model, folder)
+        model = model.decoder
     if adapters_of(model):
         fill_adapter(model, folder, active_adapters(model)[0])
         return

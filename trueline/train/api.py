@@ -43,6 +43,7 @@ from trueline.train.card import write_card
 from trueline.train.checkpoint import explain_full_disk
 from trueline.train.checks import check_device, check_rounds, refuse_misfit
 from trueline.train.config import TrainConfig, check_evaluation, flatten, identity, settle
+from trueline.train.critic import learner_of, with_critic
 from trueline.train.data import Data, encode
 from trueline.train.feed import Feed, StoredFeed, hold_out
 from trueline.train.loop import Draw, Evaluation, run_loop
@@ -175,6 +176,7 @@ def _run(
     method = {"method": objective.verb} | dataclasses.asdict(objective)  # type: ignore[call-overload]
     base = str(model) if isinstance(model, str | Path) else _decoder(policy).source
     start = weights_fingerprint(policy)
+    learner = learner_of(objective, policy)  # before the adapter: a critic's copy of the policy has none
     adapted = adapt(policy, job.config, base)
     data = [one["fingerprint"] for one in job.data]
     same: dict[str, Any] = {"objective": method, "model": start, "data": data, "config": identity(job.config, ranks.world)}
@@ -205,7 +207,8 @@ def _run(
             Watch(run.warn).rows(job.rows, job.tokenizer.stop_ids)
         seed_everything(job.config.seed)
         _decoder(policy).activation_checkpointing = job.config.gradient_checkpointing
-        policy.to(ranks.place(job.config.device))
+        learner.to(ranks.place(job.config.device))
+        crew = with_critic(crew, learner, job.config, run.event)
         if "reference" in objective.needs and job.drawing is not None:
             assert isinstance(policy, Decoder)
             crew = live_reference(crew, policy, adapted is not None, job.config, run.event)
@@ -213,7 +216,7 @@ def _run(
             with without_adapters(policy):  # the same weights serve as the reference: no second model
                 name = start if adapted is None or adapted.fresh else weights_fingerprint(policy)
                 crew = with_reference(crew, policy, name, [*job.rows, *job.held], job.config, ranks, run)
-        optimizer = adamw(policy, job.config.optim)
+        optimizer = adamw(learner, job.config.optim)
         feed: Feed
         evaluation: Evaluation | None = None
         if isinstance(objective, OnPolicy) and job.drawing is not None and rollouts is not None:
@@ -230,11 +233,11 @@ def _run(
         else:
             limit = None if job.config.max_steps > 0 else job.config.row_limit(len(job.rows))
             feed = StoredFeed(job.rows, job.rows_per_step, job.config.seed, limit)
-        state = resume(run, policy, optimizer, feed, job.config.optim, job.total_steps)
+        state = resume(run, learner, optimizer, feed, job.config.optim, job.total_steps)
         ranks.refuse_difference({"checkpoint": state.step})
         crew = dataclasses.replace(crew, memory=state.memory)
         crew.refresh(policy, f"step-{state.step}")
-        state = run_loop(objective, policy, optimizer, feed, crew, job.config, run, state, write_model=write_model,
+        state = run_loop(objective, learner, optimizer, feed, crew, job.config, run, state, write_model=write_model,
                          eval_rows=() if evaluation else job.held, draw=draw, ranks=ranks, evaluation=evaluation)  # fmt: skip
         if job.config.save.load_best_model_at_end and state.best_step not in (0, state.step):
             copy_weights(policy, run.folder / f"checkpoint-{state.best_step}")

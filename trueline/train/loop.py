@@ -21,6 +21,7 @@ from typing import Any
 
 from torch import nn
 
+from trueline.models.value import policy_of
 from trueline.objectives.base import Budget, Objective
 from trueline.protocols import Crew
 from trueline.records import Row
@@ -107,7 +108,7 @@ def run_loop(
                 if state.step % config.logging_steps == 0 or state.step == state.total_steps:
                     log_window()
                 step = None if state.ended else following(steps, sums)  # it may end in the middle of a round
-            crew.refresh(model, f"step-{state.step}")
+            crew.refresh(policy_of(model), f"step-{state.step}")
 
             evals, passed = config.evals, (start, state.step)
             wants_save = crossed(config.save.save_steps, *passed)
@@ -123,7 +124,7 @@ def run_loop(
                     )
             if draw is not None and ranks.first and crossed(evals.sample_steps, *passed):
                 model.eval()
-                samples = draw(model)
+                samples = draw(policy_of(model))
                 for sample in samples:
                     run.sample(state.step, sample)
                 watch.samples(samples, state.step / state.total_steps)

@@ -5,6 +5,7 @@ Left out: what a checkpoint holds (checkpoint), what must be equal for a run to 
 
 from __future__ import annotations
 
+from trueline.models.value import ActorCritic
 from trueline.run import Run
 from trueline.train.adapt import Model, copy_weights
 from trueline.train.checkpoint import checkpoints, load_checkpoint, newest_checkpoint
@@ -14,7 +15,7 @@ from trueline.train.optim import Optimizer, warmup_of
 from trueline.train.state import TrainState
 
 
-def resume(run: Run, model: Model, optimizer: Optimizer, feed: Feed, optim: OptimConfig, total: int) -> TrainState:
+def resume(run: Run, model: Model | ActorCritic, optimizer: Optimizer, feed: Feed, optim: OptimConfig, total: int) -> TrainState:
     """The state to go on from: the newest whole checkpoint's, else the start's."""
     path = newest_checkpoint(run.folder, run.event) if checkpoints(run.folder) else None
     if path is None:
