@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import ast
+import gzip
+import json
+import os
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -24,13 +29,14 @@ def said(text: str) -> Messages:
 @pytest.mark.parametrize(
     ("answer", "right", "wrong"),
     [
-        (GSM8K, ["#### 72", "That makes 72.", "72.0", r"\boxed{72}", "$72", "#### 72 clips", "1 + 71 = 72"],
-         ["", "73", "72 or 73", "#### 73 (72)", r"72 \boxed{71}", "seventy-two", "x72", "720", "-72", "7 2"]),
+        (GSM8K, ["#### 72", "That makes 72.", "72.0", r"\boxed{72}", "$72", "#### 72 clips", "1 + 71 = 72",
+                 "A: 72", "So the answer is **72**.", "Answer: 72 of 96"],
+         ["", "The answer is 73, not 72", "73", "72 or 73", "#### 73 (72)", r"72 \boxed{71}", "seventy-two", "x72", "720", "-72", "7 2"]),
         (1234.5, ["1,234.50", "$1,234.5", "#### 1234.5"], ["12,34.5", "1234", "1.2345e3"]),
         ("1/2", ["0.5", "2/4", ".5", r"\boxed{1/2}"], ["1/0", "2", "1 2"]),
         (-5, ["-5", "- 5", "−5", "#### -5"], ["5", "7-5"]),
         (0, ["0", "0.0", "-0"], ["", "1"]),
-        ("Paris", ["paris", " Paris. ", "**Paris**", "It is a town. #### Paris"], ["London", "Paris or London", "Pari"]),
+        ("Paris", ["paris", " Paris. ", "**Paris**", "It is a town. #### Paris", "A town.\nThe answer is Paris."], ["London", "Paris or London", "Pari"]),
         (r"so \boxed{\frac{1}{2}}", [r"\boxed{ \frac{1}{2} }", r"no \boxed{3}, \boxed{\frac{1}{2}}"], [r"\boxed{\frac{1}{2", "1/2"]),
         ("12 apples", ["12 Apples"], ["12", "13 apples"]),
         ("9" * 5000, ["9" * 5000], ["9", "9" * 4999]),
@@ -98,3 +104,18 @@ def test_a_schema_without_the_library_is_refused(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setitem(sys.modules, "jsonschema", None)
     with pytest.raises(ValueError, match=r"pip install 'trueline\[verify\]'"):
         json_schema({})
+
+
+def test_published_solutions_are_judged_as_their_publishers_did() -> None:
+    """GSM8K's 2,652 sampled solutions of two models, each with its verdict (Cobbe et al. 2021)."""
+    folder = os.environ.get("TRUELINE_DATA")
+    if not folder or not (Path(folder) / "gsm8k").is_dir():
+        pytest.skip("TRUELINE_DATA names no folder with gsm8k")
+    different = total = 0
+    with gzip.open(Path(folder) / "gsm8k" / "example_model_solutions.jsonl.gz", "rt", encoding="utf-8") as file:
+        for row in map(json.loads, file):
+            for name in ("6b_finetuning", "6b_verification", "175b_finetuning", "175b_verification"):
+                solution = ast.literal_eval(row[name])
+                different += exact_answer([solution["solution"]], row["ground_truth"]) != [float(solution["is_correct"])]
+                total += 1
+    assert (different, total) == (0, 2652)

@@ -21,7 +21,7 @@ def drawn(path: Path, rows: list[dict[str, Any]]) -> Path:
 def sums(tmp_path: Path) -> Path:
     """Drawn responses to two sums, with the answers."""
     rows = [
-        {"prompt": "1+1?", "responses": ["2", "3", "so 2"], "answer": "2"},
+        {"prompt": "1+1?", "responses": ["2", "3", "so 2", ""], "answer": "2"},
         {"prompt": "2+3?", "responses": ["6", "#### 5"], "answer": "two more: #### 5"},
     ]
     return drawn(tmp_path / "drawn.jsonl", rows)
@@ -34,9 +34,10 @@ def written(path: Path) -> list[dict[str, Any]]:
 def test_right_is_preferred_to_wrong(trueline: Trueline, sums: Path, tmp_path: Path) -> None:
     out = tmp_path / "pairs.jsonl"
     code, said, _ = trueline("judge", "--data", sums, "--judge", "exact_answer", "--out", out)
-    assert code == 0 and "mean 0.6, from 0 to 1" in said
+    assert code == 0 and "mean 0.5, from 0 to 1" in said and "1 of 6 responses are empty" in said
     pairs = {(row["prompt"], row["chosen"], row["rejected"]) for row in written(out)}
-    assert pairs == {("1+1?", "2", "3"), ("1+1?", "so 2", "3"), ("2+3?", "#### 5", "6")}
+    right, wrong = ("2", "so 2"), ("3", "")
+    assert pairs == {("1+1?", r, w) for r in right for w in wrong} | {("2+3?", "#### 5", "6")}
     assert {row["annotator"] for row in written(out)} == {"exact_answer"}
 
 
@@ -46,10 +47,10 @@ def test_patterns_schemas_and_rules(trueline: Trueline, sums: Path, tmp_path: Pa
     schema.write_text('{"type": "integer", "maximum": 2}', encoding="utf-8")
     rules.write_text("def ends(p, r, a):\n    return r.endswith(a[-1])\n\ndef short(p, r):\n    return -len(r)\n", encoding="utf-8")
     for judge, best in {
-        "regex:^(?:so |#)": {"so 2", "#### 5"},
+        r"regex:^(?:so |#)": {"so 2", "#### 5"},
         f"json_schema:{schema}": {"2"},
         f"{rules}:ends": {"2", "so 2", "#### 5"},
-        f"{rules}:short": {"2", "3", "6"},
+        f"{rules}:short": {"2", "3", "6", ""},
     }.items():
         code, _, said = trueline("judge", "--data", sums, "--judge", judge, "--out", out)
         assert code == 0, said

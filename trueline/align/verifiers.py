@@ -10,8 +10,9 @@
 A `Verifier` is a Judge. The answers come with the prompts (`Conversation.answer`) and are found again by the prompt's key, so
 nothing between prompt and judge has to carry them.
 
-What an answer is, for `exact_answer`: the content of the last \\boxed{}, else what follows the last ####, else of a text without
-either its last number when the right answer is a number, and the whole text when it is not. Numbers are equal by value (1,234.50 =
+What an answer is, for `exact_answer`: the content of the last \\boxed{}, else what follows the last ####, else what follows "A:",
+"answer:" or "answer is" on the last line, else the last number of the text when the right answer is a number, and the whole text when
+it is not. Numbers are equal by value (1,234.50 =
 $1234.5, 1/2 = 0.5); a percent sign, a currency sign and a unit behind a number are passed over. Other texts are equal when they are
 without case, spaces, $ and the marks at their ends.
 Left out: symbolic mathematics (x+1 against 1+x), answers that several rows share in parts.
@@ -36,6 +37,8 @@ Answers = Mapping[str, tuple[Any, ...]]
 Check = Callable[[Sequence[str], Any], list[float]]
 """Responses to one prompt and its answer -> 1 or 0 for each."""
 NUMBER = re.compile(r"(?<![\w.])[-+]?\s?\$?\s?(\d{1,3}(?:,\d{3})+|\d+)?(\.\d+)?(?:\s?/\s?(\d+))?")
+LAST_LINE = re.compile(r"(?:^a:|\banswer(?: is|:))\s*(.*)$", re.IGNORECASE)
+LONGEST_LINE = 1000
 LONGEST_NUMBER = 100
 """Digits; a number that is longer is text."""
 
@@ -55,7 +58,7 @@ class Verifier:
         if missing:
             raise ValueError(
                 f"{self.name} needs to know what is right, and {missing:,} of {len(known):,} prompts have no answer: "
-                "give their rows a column answer (or name yours: --columns answer=YOURS)"
+                "give their rows a column answer, solution, ground_truth or tests"
             )
 
     def judge(self, prompt: Messages, responses: Sequence[Messages]) -> list[float]:
@@ -97,7 +100,8 @@ def _is_right(response: str, right: str, number: Fraction | None) -> bool:
 
 
 def marked(text: str) -> str | None:
-    """What the last \\boxed{...} holds, else what follows the last #### on its line; None without either."""
+    """What the last \\boxed{...} holds, else what follows the last #### on its line, else "A:", "answer:" or "answer is" on the last
+    line; None without any."""
     start = text.rfind("\\boxed{")
     if start >= 0:
         depth, begin = 1, start + len("\\boxed{")
@@ -107,7 +111,9 @@ def marked(text: str) -> str | None:
                 return text[begin:place].strip()
     if "####" in text:
         return text.rpartition("####")[2].strip().partition("\n")[0].strip()
-    return None
+    lines = text.strip().splitlines()
+    found = LAST_LINE.search(lines[-1][-LONGEST_LINE:]) if lines else None
+    return found.group(1).strip() if found else None
 
 
 def number_in(text: str, *, whole: bool = False) -> Fraction | None:
