@@ -36,7 +36,8 @@ def said(text: str) -> Messages:
         ("1/2", ["0.5", "2/4", ".5", r"\boxed{1/2}"], ["1/0", "2", "1 2"]),
         (-5, ["-5", "- 5", "−5", "#### -5"], ["5", "7-5"]),
         (0, ["0", "0.0", "-0"], ["", "1"]),
-        ("Paris", ["paris", " Paris. ", "**Paris**", "It is a town. #### Paris", "A town.\nThe answer is Paris."], ["London", "Paris or London", "Pari"]),
+        ("Paris", ["paris", " Paris. ", "**Paris**", "It is a town. #### Paris", "A town.\nThe answer is Paris."],
+         ["London", "Paris or London", "Pari"]),
         (r"so \boxed{\frac{1}{2}}", [r"\boxed{ \frac{1}{2} }", r"no \boxed{3}, \boxed{\frac{1}{2}}"], [r"\boxed{\frac{1}{2", "1/2"]),
         ("12 apples", ["12 Apples"], ["12", "13 apples"]),
         ("9" * 5000, ["9" * 5000], ["9", "9" * 4999]),
@@ -115,7 +116,7 @@ def test_published_solutions_are_judged_as_their_publishers_did() -> None:
     with gzip.open(Path(folder) / "gsm8k" / "example_model_solutions.jsonl.gz", "rt", encoding="utf-8") as file:
         for row in map(json.loads, file):
             for name in ("6b_finetuning", "6b_verification", "175b_finetuning", "175b_verification"):
-                solution = ast.literal_eval(row[name])
+                solution = row[name] if isinstance(row[name], dict) else ast.literal_eval(row[name])
                 different += exact_answer([solution["solution"]], row["ground_truth"]) != [float(solution["is_correct"])]
                 total += 1
     assert (different, total) == (0, 2652)
