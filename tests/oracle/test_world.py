@@ -1,0 +1,77 @@
+"""The listed world: its tables are the probabilities that the shipped layouts and head compute, and its draws follow them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from trueline.models.attention import Layout
+from trueline.models.config import DecoderConfig
+from trueline.models.files import new_model
+from trueline.records import Message, Sampling
+
+
+def test_responses_are_all_there_is(oracle: Any, small: Any) -> None:
+    assert small.responses == [(0,), (1, 0), (2, 0), (1, 1), (1, 2), (2, 1), (2, 2)]
+    assert np.allclose(small.reference_PV.sum(1), 1, atol=1e-12)
+    assert len(oracle.world.responses_of(3, 4)) == 1 + 3 + 9 + 27 + 81
+
+
+@pytest.mark.parametrize("kind", ["smooth", "sparse", "trap"])
+def test_layouts_give_the_table_s_probabilities(oracle: Any, kind: str) -> None:
+    world = oracle.world.make_world(kind, 1, prompts=3)
+    policy = world.table()
+    rows = [world.row(p, range(len(world.responses))) for p in range(3)]
+    for layout in (
+        Layout.tree(rows),
+        Layout.packed([x for r in rows for x in r.ids], [s for r in rows for s in r.scored]),
+    ):
+        logps_N = policy.token_logps(layout).logps_N
+        logps_S = logps_N.new_zeros(layout.num_sequences).index_add(0, layout.sequence_of_N, logps_N)
+        assert np.allclose(logps_S.detach().numpy().reshape(3, -1), policy.logps(), atol=1e-5)
+
+
+def test_a_score_is_one_response_s(oracle: Any, small: Any) -> None:
+    scores_PV = np.arange(14.0).reshape(2, 7)
+    model = oracle.world.ScoreTable(small, scores_PV)
+    rows = [small.row(1, (4, 2)), small.row(0, (6,))]
+    assert model(Layout.tree(rows)).tolist() == [11, 9, 6]
+    assert (model.table() == scores_PV).all()
+    assert [x.tolist() for x in oracle.world.TableScorer(small, scores_PV).score(rows)] == [[11, 9], [6]]
+
+
+def test_the_judge_reads_the_text_that_a_sampler_s_ids_spell(oracle: Any, small: Any) -> None:
+    texts = ["".join(str(t) for t in y if t) for y in small.responses]
+    found = small.judge().judge(small.messages(1), [(Message(role="assistant", content=text),) for text in texts])
+    assert found == small.reward_PV[1].tolist()
+
+
+def test_draws_follow_the_live_table(oracle: Any, small: Any) -> None:
+    policy = small.table()
+    with torch.no_grad():
+        policy.logits += torch.randn(policy.logits.shape, generator=torch.Generator().manual_seed(0))
+    sampler = oracle.world.TableSampler(small)
+    sampler.load(policy, "now")
+    drawn = sampler.sample([np.array(prompt) for prompt in small.prompts], Sampling(n=4000, seed=1))
+    for p, samples in enumerate(drawn):
+        counts_V = np.bincount([small.responses.index(tuple(s.ids.tolist())) for s in samples], minlength=7)
+        expected_V = 4000 * policy.probs()[p]
+        assert ((counts_V - expected_V) ** 2 / expected_V).sum() < 22.5  # chi-square, 6 degrees of freedom, 0.1 %
+    sample = drawn[0][0]
+    number = small.responses.index(tuple(sample.ids.tolist()))
+    assert np.isclose(sample.logps.sum(), policy.logps()[0, number], atol=1e-5)
+    assert sample.finish_reason == ("stop" if sample.ids[-1] == 0 else "length")
+    again = sampler.sample([np.array(small.prompts[0])], Sampling(n=4000, seed=1))[0]
+    assert [s.ids.tolist() for s in again] == [s.ids.tolist() for s in drawn[0]]
+
+
+def test_a_decoder_lives_in_the_same_world(oracle: Any, small: Any) -> None:
+    """Its probabilities of the listed responses sum to one: nothing else can be said."""
+    config = DecoderConfig(
+        model_type="llama", vocab_size=3, hidden_size=16, intermediate_size=32, num_hidden_layers=1,
+        num_attention_heads=2, num_key_value_heads=1, head_dim=8,
+    )  # fmt: skip
+    assert np.allclose(oracle.world.probs_of(new_model(config, 0), small).sum(1), 1, atol=1e-5)
