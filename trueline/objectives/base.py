@@ -103,6 +103,9 @@ class Objective(Protocol):
 class Arranges(Protocol):
     """What an objective may have besides: it sees all stored rows together, once, before the reference scores them."""
 
+    arrangement: ClassVar[str]
+    """What that does to them, in a sentence that the run says."""
+
     def arrange(self, rows: Sequence[Row]) -> Sequence[Row]:
         """The rows as the method trains on them, one for each that was given."""
         ...

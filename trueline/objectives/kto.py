@@ -57,6 +57,9 @@ class KTO:
     head: ClassVar[str] = "tokens"
     needs: ClassVar[tuple[str, ...]] = ("reference",)
     defaults: ClassVar[dict[str, object]] = {"learning_rate": 5e-7, "warmup_ratio": 0.1}
+    arrangement: ClassVar[str] = (
+        "every row has a second response, one to another prompt: it is not trained on, the reference point is measured on it"
+    )
     citation: ClassVar[str] = (
         "Ethayarajh et al. KTO: model alignment as prospect theoretic optimization. https://arxiv.org/abs/2402.01306"
     )

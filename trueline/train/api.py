@@ -340,6 +340,7 @@ def resolve(
         )
     if isinstance(objective, Arranges):
         train_rows, held = list(objective.arrange(train_rows)), list(objective.arrange(held)) if held else []
+        notes.append(objective.arrangement)
     check_device(config.device)
     check_evaluation(config, bool(held))
     longest = max(tree_tokens(row) for row in (*train_rows, *held))
