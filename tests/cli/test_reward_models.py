@@ -80,6 +80,12 @@ def test_levels_and_weights(trueline: Trueline, tiny: Path, pairs: Path, tmp_pat
     one, two = mean(str(tmp_path / "helpful")), mean(str(tmp_path / "harmless"))
     both = mean(f"{tmp_path / 'helpful'}=0.5,{tmp_path / 'harmless'}=-2")
     assert both == pytest.approx(0.5 * one - 2 * two, abs=0.01 * (abs(one) + 2 * abs(two)))  # three digits are printed
+    curve = tmp_path / "curve.json"
+    words = ("--first", tmp_path / "helpful", "--second", tmp_path / "harmless", "--weights", 0, 1, "--out", curve)
+    code, out, err = trueline("tradeoff", "--data", drawn, *words)
+    assert code == 0 and "weight of helpful" in out, err
+    at = json.loads(curve.read_text())["curve"]
+    assert at[0]["second"]["estimate"] > 0 < at[1]["first"]["estimate"] and at[0]["first"]["estimate"] <= at[1]["first"]["estimate"]
     code, _, err = trueline("center", "--model", tiny, "--data", pairs)
     assert code == 2 and "is a language model, not a reward model" in err
 

@@ -93,8 +93,8 @@ class Evaluate:
         if model.labels > 1:
             both = [np.stack(pair) for pair in zip(*pair_shares(rows, scorer.shares(rows)), strict=True)]
             found, reliability = category_pair_calibration(both[0], both[1], model.utilities)
-            flat = flat_calibration(found)
-            kept = {name: flat[name] for name in ("pairs", "accuracy")} | {"expected calibration error": reliability.ece}
+            by_gaps, flat = ("pairs", "accuracy", "accuracy by gap, small to large"), flat_calibration(found)
+            kept = {name: flat[name] for name in by_gaps} | {"expected calibration error": reliability.ece}
             return kept | {"detail": {"by_gap": to_plain(found.by_gap), "reliability": reliability.to_dict()}}
         found = pair_calibration(pair_gaps(rows, scorer.score(rows)))
         return flat_calibration(found) | {"detail": found.to_dict()}
@@ -232,6 +232,7 @@ def flat_calibration(found: PairCalibration) -> dict[str, Any]:
     return {
         "pairs": found.reliability.n,
         "accuracy": f"{accuracy.estimate:.1%}, 95% {accuracy.low:.1%} to {accuracy.high:.1%}",
+        "accuracy by gap, small to large": ", ".join(f"{one.accuracy:.1%}" for one in found.by_gap if one.count),
         "negative log-likelihood": found.nll,
         "expected calibration error": found.reliability.ece,
         "of a perfectly calibrated model": found.null_ece,

@@ -73,6 +73,7 @@ OTHERS = (
         "trueline.cli.study:Study",
         "compare methods at equal cost on your own preferences, and say which to choose",
     ),
+    Verb("tradeoff", "Use a model", "trueline.cli.tradeoff:Tradeoff", "what two reward models give when one or the other weighs more"),
     Verb("center", "Use a model", "trueline.cli.center:Center", "shift a reward model so that demonstrations average zero"),
     Verb("merge", "Use a model", "trueline.cli.merge:Merge", "an adapter and its base as one plain model"),
     Verb("plan", "Look after runs", "trueline.cli.plan:Plan", "predict peak memory and time, and what to change when it does not fit"),
