@@ -92,7 +92,7 @@ def test_the_answer_of_a_row_reaches_the_rule(trueline: Trueline, tiny: Path, ru
     data = tmp_path / "questions.jsonl"
     data.write_text(json.dumps({"prompt": "Name a colour.", "answer": "Blue."}) + "\n", encoding="utf-8")
     code, _, said = trueline("online-dpo", "--model", tiny, "--data", data, "--judge", f"{rules}:right", "--out", tmp_path / "run",
-                             "--num_generations", 6, *SHORT)  # fmt: skip
+                             *SHORT)  # fmt: skip
     assert code == 0, said
 
 

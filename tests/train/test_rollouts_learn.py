@@ -46,7 +46,7 @@ def learn(out: Path, model: Decoder, tokenizer: Tokenizer, **options: Any) -> tu
 
 
 def test_the_reward_rises(tmp_path: Path, decoder: Make, tokenizer: Tokenizer) -> None:
-    lines, said = learn(tmp_path / "run", decoder(0, tokenizer.vocab_size), tokenizer, max_steps=25, learning_rate=1e-2, logging_steps=5)
+    lines, said = learn(tmp_path / "run", decoder(0, tokenizer.vocab_size), tokenizer, max_steps=16, learning_rate=2e-2, logging_steps=4)
     rewards = [line["reward"] for line in lines]
     assert rewards[-1] > 1.5 * rewards[0], rewards
     assert lines[-1]["objective/kl"] > lines[0]["objective/kl"] > -0.1 and lines[-1]["rewards/margins"] > 0.05

@@ -158,7 +158,7 @@ def train(
         kept = rejects if ranks.first else None
         job = resolve(objective, model, rows, eval_rows, tokenizer, config, overrides, kept, drawing)
         job = dataclasses.replace(job, ranks=ranks)
-        check_rounds(objective, job.drawing, rollouts)
+        check_rounds(objective, job.drawing, rollouts, job.config.evals.metric_for_best_model if job.held else "")
         with joined(ranks, ranks.place(job.config.device)), explain_full_disk(out):
             return _run(job, model, out, crew or Crew(), draw, sinks, rejects, rollouts)
     finally:

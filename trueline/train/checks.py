@@ -12,6 +12,7 @@ from trueline.objectives.rounds import OnPolicy
 from trueline.protocols import Rollouts
 from trueline.records import RolloutConfig, Row
 from trueline.tokens import Tokenizer
+from trueline.train.rollout_feed import EVALUATIONS
 
 
 def check_device(name: str) -> None:
@@ -42,8 +43,8 @@ def refuse_misfit(config: DecoderConfig, rows: Sequence[Row], tokenizer: Tokeniz
         )
 
 
-def check_rounds(objective: Objective, drawing: RolloutConfig | None, rollouts: Rollouts | None) -> None:
-    """Refuse what cannot draw."""
+def check_rounds(objective: Objective, drawing: RolloutConfig | None, rollouts: Rollouts | None, metric: str = "") -> None:
+    """Refuse what cannot draw, and a metric that no evaluation of it gives."""
     if not isinstance(objective, OnPolicy):
         if rollouts is not None:
             raise ValueError(f"{objective.verb} trains on stored rows and draws none: leave out rollouts")
@@ -52,6 +53,9 @@ def check_rounds(objective: Objective, drawing: RolloutConfig | None, rollouts: 
         raise ValueError(
             f"{objective.verb} learns from its own responses: pass rollouts=Rollouts(Engine, judge=...) (trueline.align.rollouts)"
         )
+    given = [f"eval_{name}" for name in EVALUATIONS]
+    if metric and "eval_" + metric.removeprefix("eval_") not in given:
+        raise ValueError(f"metric_for_best_model is {metric!r}, and an evaluation of {objective.verb} gives {', '.join(given)}")
     fewest = objective.rounds.responses
     if drawing is not None and drawing.num_generations < fewest:
         raise ValueError(f"num_generations is {drawing.num_generations}, and {objective.verb} needs at least {fewest} responses per prompt")
