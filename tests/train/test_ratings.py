@@ -10,6 +10,7 @@ import pytest
 from trueline.objectives.kto import KTO
 from trueline.run import read_lines
 from trueline.train import plan, train
+from trueline.train.forecast import forecast
 
 OPTIONS = {
     "max_steps": 3,
@@ -44,6 +45,8 @@ def test_labels_and_pairs_train_however_a_step_is_cut(files: Path) -> None:
     assert any("one to another prompt" in line for line in said)
     numbers = plan(KTO(), files / "model", files / "pairs.jsonl", max_length=64).numbers
     assert numbers["rows"] == 120  # 60 pairs are 120 ratings
+    foretold = forecast(KTO(), str(files / "model"), str(labels), **OPTIONS)
+    assert foretold.seconds is not None and foretold.peak > 0
 
 
 def test_ratings_without_labels_are_refused(files: Path) -> None:

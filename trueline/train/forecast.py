@@ -224,7 +224,7 @@ def probe(job: Job, sketch: Sketch, there: int | None) -> tuple[Process, Speed |
             gradient, update = one_step(job, policy, optimizer, steps_of(job, rows))
         with torch.no_grad():
             began = clock(config.device)
-            for batch in steps_of(job, rows):
+            for batch in job.objective.prepare(policy, steps_of(job, rows)):
                 job.objective.loss(policy, batch, Crew())
             forward = clock(config.device) - began
     del policy, optimizer
