@@ -106,7 +106,7 @@ def test_the_answer_of_a_row_reaches_the_rule(trueline: Trueline, tiny: Path, ru
         (("--reward_model", "MODEL"), "is a language model, not a reward model"),
         (("--judge", "RULES:short", "--temperature", "0"), "temperature is 0.0: it must be above 0"),
         (("--judge", "RULES:short", "--num_generations", "1"), "needs at least 2 responses"),
-        (("--judge", "RULES:short", "--data_weights", "1"), "--data_weights is for stored rows"),
+        (("--judge", "RULES:short", "--data_weights", "1", "2"), "--data_weights has 2 numbers for 1 sources"),
         (("--judge", "RULES:short", "--max_completion_length", "300", "--max_length", "400"), "model's context is 256"),
     ],
 )
@@ -126,3 +126,13 @@ def test_memory_is_not_foretold(trueline: Trueline, tiny: Path, pairs: Path, tmp
     file.write_text(f"verb: online-dpo\nmodel: {tiny}\ndata: [{pairs}]\n", encoding="utf-8")
     code, _, said = trueline("plan", file)
     assert code == 2 and "draws its rows" in said
+
+
+def test_prompts_of_several_files_are_mixed(trueline: Trueline, tiny: Path, pairs: Path, tmp_path: Path) -> None:
+    more = tmp_path / "more.jsonl"
+    more.write_text("".join(json.dumps({"prompt": f"Number {n}?"}) + "\n" for n in range(9)), encoding="utf-8")
+    code, said, complaint = trueline("online-dpo", "--model", tiny, "--data", pairs, more, "--data_weights", 1, 2,
+                                     "--out", tmp_path / "run", "--dry_run", "--max_train_samples", 6,
+                                     "--max_completion_length", 8, "--max_length", 64)  # fmt: skip
+    assert code == 0, complaint
+    assert "mixture of 6 rows: " in complaint and "6 prompts from 6 records" in said

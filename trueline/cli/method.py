@@ -136,9 +136,7 @@ def run_method(options: Any) -> None:
     rows = records_of(options, objective)
     held = None
     if options.eval_data:
-        columns = column_names(options.columns)
-        read = partial(read_rows, record=objective.record) if online is None else read_prompts
-        held = read(options.eval_data, columns=columns)
+        held = reader_of(options, objective)(options.eval_data, columns=column_names(options.columns))
     if options.dry_run:
         found = plan(objective, folder, rows, eval_rows=held, config=config, drawing=drawing)
         show_plan(found, Console(highlight=False, soft_wrap=True))
@@ -180,16 +178,13 @@ def records_of(options: Any, objective: Objective) -> Rows | list[Record]:
     columns, limit = column_names(options.columns), options.max_train_samples
     if limit < 0:
         raise ValueError(f"--max_train_samples is {limit}: write how many, or 0 for all")
-    if isinstance(options, OnlineOptions):
-        if options.data_weights:
-            raise ValueError("--data_weights is for stored rows: write one file of prompts in the shares that you want")
-        return read_prompts(options.data, columns=columns, limit=limit or None)
+    read = reader_of(options, objective)
     if not options.data_weights:
-        return read_rows(options.data, objective.record, columns=columns, limit=limit or None)
+        return read(options.data, columns=columns, limit=limit or None)
     if len(options.data_weights) != len(options.data):
         numbers = f"{len(options.data_weights)} numbers for {len(options.data)} sources"
         raise ValueError(f"--data_weights has {numbers}: give one for each")
-    parts = [read_rows(source, objective.record, columns=columns) for source in options.data]
+    parts = [read(source, columns=columns) for source in options.data]
     mixture = mix(list(zip(parts, options.data_weights, strict=True)), options.train.seed)
     drawn = list(islice(mixture, limit or None))
     console = Console(highlight=False, stderr=True, soft_wrap=True, quiet=not of_environment().first)
@@ -198,6 +193,11 @@ def records_of(options: Any, objective: Objective) -> Rows | list[Record]:
     for reason, number in mixture.rejected.most_common():
         console.print(f"{number:,} rows of its sources cannot be used: {reason}", markup=False)
     return drawn
+
+
+def reader_of(options: Any, objective: Objective) -> Callable[..., Rows]:
+    """What reads a file of this verb: its prompts, or rows to train on."""
+    return read_prompts if isinstance(options, OnlineOptions) else partial(read_rows, record=objective.record)
 
 
 def rollouts_of(options: Any, folder: str, prompts: Iterable[Record]) -> Rollouts:
