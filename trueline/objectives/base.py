@@ -66,7 +66,7 @@ class Objective(Protocol):
         ...
 
     head: ClassVar[str]
-    """The output head it trains: "tokens" (language model) or "scalar" (sequence score)."""
+    """The output head it trains: "tokens" (language model), "scalar" (sequence score) or "6 categories" (a distribution over them)."""
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -77,7 +77,6 @@ class Objective(Protocol):
     @property
     def defaults(self) -> Mapping[str, Any]:
         """Training options whose usual value for this method differs from TrainConfig's, by their flat names."""
-        ...
 
     citation: ClassVar[str]
     """Authors, title, address: for the model card."""
@@ -108,7 +107,6 @@ class Arranges(Protocol):
 
     def arrange(self, rows: Sequence[Row]) -> Sequence[Row]:
         """The rows as the method trains on them, one for each that was given."""
-        ...
 
 
 def microbatches(
