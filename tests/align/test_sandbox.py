@@ -251,7 +251,7 @@ def test_it_is_held_for_plain_users_too() -> None:
 
 def test_where_it_cannot_be_held_nothing_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     fence = tmp_path / "fence.py"
-    fence.write_text("def fence(seconds, memory):\n    raise OSError('the kernel has no Landlock')\n", encoding="utf-8")
+    fence.write_text("def fence(seconds, memory, machine):\n    raise OSError('the kernel has no Landlock')\n", encoding="utf-8")
     monkeypatch.setattr(sandbox, "FENCE", fence)
     with pytest.raises(ValueError, match=r"cannot hold it \(the kernel has no Landlock\): unit_tests needs Linux 5.13"):
         run_tests("open('ran', 'w')", "pass")

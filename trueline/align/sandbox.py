@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import re
 import selectors
 import subprocess
@@ -114,7 +115,10 @@ def code_of(response: str) -> str:
 
 def _child(role: str, source: str, ends: tuple[int, int], limits: Limits, folder: str) -> subprocess.Popen[bytes]:
     """Ends are the pipe of requests and that of replies, as this role uses them."""
-    job = {"source": source, "fence": str(FENCE), "seconds": limits.cpu_seconds, "memory": limits.memory_mb << 20}
+    job = {
+        "source": source, "fence": str(FENCE), "machine": platform.machine(), "seconds": limits.cpu_seconds,
+        "memory": limits.memory_mb << 20,
+    }  # fmt: skip
     child = subprocess.Popen(
         [sys.executable, "-I", "-S", "-B", str(CHILD), role, str(ends[0]), str(ends[1])],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE if role == "tests" else subprocess.DEVNULL, stderr=subprocess.DEVNULL,

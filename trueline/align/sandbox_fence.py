@@ -1,6 +1,6 @@
 """The fence around model-written code: called by a process about itself, never undone. Linux only; imports nothing of Trueline.
 
-    fence(seconds, memory)      raises OSError where the kernel does not offer all of it
+    fence(seconds, memory, machine)      raises OSError where the kernel does not offer all of it
 
     rlimits     CPU time, address space, open files; no file grows, no core is written, no process is started
     capabilities  none are left, also to root
@@ -16,7 +16,6 @@ Sources: Linux' Documentation/userspace-api/seccomp_filter and landlock; numbers
 import ctypes
 import errno
 import os
-import platform
 import resource
 import struct
 import sys
@@ -57,9 +56,8 @@ PR_SET_DUMPABLE, PR_SET_PDEATHSIG, PR_SET_SECCOMP, PR_SET_NO_NEW_PRIVS = 4, 1, 2
 KILL = 9
 
 
-def fence(seconds: int, memory: int) -> None:
-    """Hold this process: CPU time in seconds, address space in bytes."""
-    machine = platform.machine()
+def fence(seconds: int, memory: int, machine: str) -> None:
+    """Hold this process: CPU time in seconds, address space in bytes, on a machine as `platform.machine()` names it."""
     if sys.platform != "linux" or machine not in ALLOWED:
         raise OSError(f"no list of system calls for {sys.platform} on {machine}")
     libc = ctypes.CDLL(None, use_errno=True)
