@@ -59,7 +59,7 @@ OTHERS = (
         "judge",
         "Use a model",
         "trueline.cli.judge:Judge",
-        "turn responses into comparisons, by a rule or a reward model",
+        "turn responses into comparisons, by a rule, a check, a reward model, a language model or votes",
     ),
     Verb(
         "eval",
