@@ -101,7 +101,7 @@ def test_the_answer_of_a_row_reaches_the_rule(trueline: Trueline, tiny: Path, ru
     [
         ((), "give --judge FILE.py:FUNCTION or --reward_model DIR, one of the two"),
         (("--judge", "RULES:short", "--reward_model", "x"), "one of the two"),
-        (("--judge", "RULES:broken"), "failed on the responses to the prompt"),
+        (("--judge", "RULES:broken"), "broken failed (ZeroDivisionError"),
         (("--judge", "RULES:nothing"), "has no function 'nothing'"),
         (("--reward_model", "MODEL"), "is a language model, not a reward model"),
         (("--judge", "RULES:short", "--temperature", "0"), "temperature is 0.0: it must be above 0"),

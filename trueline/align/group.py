@@ -118,6 +118,8 @@ def sample_row(group: Group, numbers: Sequence[int]) -> Row:
 def _asked(group: Group, judge: Judge) -> Sequence[float]:
     try:
         return judge.judge(group.prompt, group.responses)
+    except ValueError:  # its own sentence for people
+        raise
     except Exception as error:
         said = "\n".join(message.content for message in group.prompt)
         what = f"{type(error).__name__}: {error}"
