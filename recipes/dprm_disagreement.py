@@ -33,10 +33,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from trueline.objectives.dprm import DPRM
+from trueline.objectives.dprm import DPRM, target_of
 from trueline.objectives.pairs import pairs_of
 from trueline.objectives.reward import bradley_terry
-from trueline.protocols import Crew
 from trueline.records import Row
 from trueline.store import write_atomic
 
@@ -147,8 +146,8 @@ def loss_of(arm: str, data: Data) -> Callable[[Model], Tensor]:
 
         return of_pairs
     objective = DPRM(utilities=WORTH, loss_type=LOSSES[arm.split()[1]])  # type: ignore[arg-type]
-    rows = list(objective.annotate(rows_of(arm, *data), Crew()))
-    target_SC = torch.from_numpy(np.concatenate([one.numbers["target"] for one in rows]))
+    rows = rows_of(arm, *data)
+    target_SC = torch.from_numpy(np.concatenate([target_of(one, WORTH) for one in rows]))
     numbers_S = torch.tensor([int(one.ids[0][1]) for one in rows])
     return lambda model: objective.distance(model.net(model.features_VD[numbers_S]).log_softmax(-1), target_SC).mean()
 

@@ -53,6 +53,8 @@ def test_ratings_become_a_reward_model_of_categories(trueline: Trueline, tiny: P
     responses = write(folder / "drawn.jsonl", [{"prompt": "Count.", "responses": ["One, two.", "Seven.", "Blue."]}])
     code, out, err = trueline("judge", "--judge", folder / "dprm", "--data", responses, "--out", folder / "judged.jsonl")
     assert code == 0 and "scores of 3 responses" in out, err
+    code, out, err = trueline("plan", folder / "dprm")
+    assert code == 0 and "peak" in out, out + err
     code, _, err = trueline("dprm", "--model", tiny, "--data", votes, "--out", folder / "six", "--max_steps", 1)
     assert code == 2 and "counts of 3 categories and there are 6 utilities" in err
 

@@ -84,9 +84,10 @@ class DPRM:
             raise ValueError(f"kappa is {self.kappa} and epsilon is {self.epsilon}: they must be at least 0, and above 0")
 
     def annotate(self, rows: Sequence[Row], crew: Crew) -> Sequence[Row]:
-        return [replace(row, numbers={**row.numbers, "target": target_of(row, self.utilities)}) for row in rows]
+        return rows
 
     def steps(self, rows: Sequence[Row], budget: Budget) -> Iterator[list[Batch]]:
+        rows = [replace(row, numbers={**row.numbers, "target": target_of(row, self.utilities)}) for row in rows]
         yield microbatches(rows, budget, lambda some: {"loss": float(sum(len(row.ids) for row in some))})
 
     def prepare(self, model: Any, step: list[Batch]) -> list[Batch]:

@@ -19,6 +19,7 @@ Pure functions of float tensors. Legend: S rows, C categories.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -34,10 +35,10 @@ def wasserstein(s_SC: Tensor, t_SC: Tensor, positions: Sequence[float] | None = 
     ahead_SC = (s_SC - t_SC).cumsum(-1)[..., :-1]
     if positions is None:
         return ahead_SC.abs().sum(-1)
-    gaps_C = s_SC.new_tensor(positions).diff()
-    if (gaps_C < 0).any():
+    gaps = [b - a for a, b in pairwise(positions)]
+    if min(gaps) < 0:
         raise ValueError(f"positions {list(positions)} fall: order the categories from worst to best")
-    return ahead_SC.abs() @ gaps_C
+    return ahead_SC.abs() @ s_SC.new_tensor(gaps)
 
 
 def sinkhorn(s_SC: Tensor, t_SC: Tensor, cost_CC: Tensor, epsilon: float = 0.05, iterations: int = 100) -> Tensor:
