@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import random
 import sqlite3
 import threading
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -237,3 +239,17 @@ def test_what_is_kept_is_the_answer_only(tmp_path: Path) -> None:
         found.close()
     rows = sqlite3.connect(cache).execute("SELECT question, text, finished FROM replies").fetchall()
     assert len(rows) == 2 and all(len(question) == 64 and text.endswith("]]") and finished == 1 for question, text, finished in rows)
+
+
+def test_bias_makes_ties_and_no_winner() -> None:
+    """A judge that takes the first place of equals with chance 0.8: win and loss 0.8 x 0.2 = 0.16 each, tie 0.68 (one order alone: 0.8)."""
+    chance = random.Random(0)
+
+    class Biased(ChatClient):
+        def ask(self, question: str) -> Reply:
+            return Reply("[[A]]" if chance.random() < 0.8 else "[[B]]", True)
+
+    judge = LLMJudge(Biased(Address(url="http://127.0.0.1:9/v1", model="biased")))
+    verdicts = Counter(judge.verdict(ASKED, f"red {i}", f"blue {i}") for i in range(3000))
+    assert verdicts["first"] / 3000 == pytest.approx(0.16, abs=0.025) and verdicts["second"] / 3000 == pytest.approx(0.16, abs=0.025)
+    assert judge.tally["consistent"] / 3000 == pytest.approx(0.32, abs=0.03)
