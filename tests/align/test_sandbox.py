@@ -43,6 +43,10 @@ def test_right_code_passes_and_wrong_code_does_not() -> None:
         run_tests(add, " \n")
 
 
+def test_a_function_may_be_called_like_a_module() -> None:
+    assert run_tests("def bisect(x): return x // 2", "assert bisect(4) == 2").passed
+
+
 def test_classes_generators_and_exceptions_cross() -> None:
     code = """
 class Stack:
@@ -78,6 +82,7 @@ assert kinds([0]) == ([0], {1: (2,)}, {3}, frozenset([4]), b"5", 1j, None, 10**5
         "    __lt__ = __gt__ = __le__ = __ge__ = __eq__\n    def __hash__(self): return 5\ndef add(a, b): return Yes()",
         "class Int(int):\n    def __eq__(self, other): return True\n    __hash__ = int.__hash__\ndef add(a, b): return Int(7)",
         "import builtins\nbuiltins.AssertionError = None\ndef isinstance(*a): return True\ndef abs(x): return 0\ndef add(a, b): return 7",
+        "class math:\n    def isclose(*given): return True\ndef add(a, b): return 7",
         "import sys\nsys.exit = sys.settrace = None\ndef add(a, b):\n    raise SystemExit(0)",
         "def add(a, b): raise StopIteration",
         "import gc\ndef add(a, b):\n    return next((o for o in gc.get_objects() if isinstance(o, str) and 'assert' in o), 0)",
@@ -85,6 +90,8 @@ assert kinds([0]) == ([0], {1: (2,)}, {3}, frozenset([4]), b"5", 1j, None, 10**5
 )  # fmt: skip
 def test_the_verdict_cannot_be_forged(code: str) -> None:
     tests = "assert isinstance(add(2, 3), int)\nassert abs(add(2, 3) - 5) < 1e-9\nassert not add(2, 3) != 5\nassert add(2, 3) == 5"
+    if "class math" in code:
+        tests = "assert math.isclose(add(2, 3), 5)"
     outcome = run_tests(code, tests, SHORT)
     assert outcome.passed == (code == HONEST), outcome
 

@@ -27,6 +27,8 @@ if TYPE_CHECKING:  # two of these start for every response: what only the reader
 ModuleType = type(sys)
 LONGEST = 1 << 24
 """Bytes of a line over the pipes."""
+KNOWN = ("math", "re", "collections", "itertools", "functools", "json", "random", "datetime")
+"""Modules that tests may use without importing them: Python's, whatever the code calls by these names."""
 OPERATIONS: dict[str, Callable[..., Any]] = {
     "call": lambda thing, given, named: thing(*given, **named), "get": getattr, "iter": iter, "next": next, "len": len,
     "item": operator.getitem, "has": operator.contains, "text": str,
@@ -199,8 +201,8 @@ def check(text: str, requests: int, replies: int) -> None:
     """Run the tests. Returns where they hold."""
     code = Code(requests, replies)
     names = code.answer()
-    ours = {name: value for name, value in names.items() if name not in vars(builtins) and name not in sys.stdlib_module_names}
-    library = {name for name in ("math", "re", "collections", "itertools", "functools") if name in text}
+    library = {name for name in KNOWN if name in text}
+    ours = {name: value for name, value in names.items() if name not in vars(builtins) and name not in library}
     solution = ModuleType("solution")
     vars(solution).update(names)
     sys.modules["solution"] = solution
