@@ -29,7 +29,7 @@ from trueline.study.cells import Cells
 from trueline.study.outcome import compile_results, seconds_of
 from trueline.study.report import write_report
 from trueline.study.rewards import train_rewards
-from trueline.study.rows import Parts, split
+from trueline.study.rows import Parts, records_of, split
 from trueline.study.settings import Budget, Settings
 from trueline.study.tables import write_tables
 from trueline.study.training import Bench
@@ -57,8 +57,8 @@ def run_study(
                fingerprints: another key is another judge
     reward     what chooses among draws, and what methods that draw their own responses are driven by: "learned" or "judge"
     """
-    budget, settings, out = budget or Budget(), settings or Settings(), Path(out)
-    parts = checked_parts(pairs, judge, reward)
+    budget, settings, out = (budget or Budget()).resolved(), settings or Settings(), Path(out)
+    parts = checked_parts(pairs, arms, judge, reward)
     asked = {"methods": [arm.name for arm in arms], "budget": asdict(budget), "settings": asdict(settings), "judge": judge_key}
     with Run(out, asked, identity={"study": 1}, console=console or Console(stderr=True)) as run:
         for line in describe(parts, arms, budget, settings, judge_key):
@@ -86,11 +86,15 @@ def run_study(
     return out / "report.html"
 
 
-def checked_parts(pairs: Sequence[Comparison], judge: Judge | None, reward: str) -> Parts:
-    """The comparisons by use."""
+def checked_parts(pairs: Sequence[Comparison], arms: Sequence[Arm], judge: Judge | None, reward: str) -> Parts:
+    """The comparisons by use. What cannot be is refused here, before any work."""
     if reward == "judge" and judge is None:
         raise ValueError("--reward judge needs a --judge: name one, or let a learned reward model drive (--reward learned)")
-    return split(pairs, needs_judge=judge is None)
+    parts = split(pairs, needs_judge=judge is None)
+    for arm in arms:
+        if arm.main.objective is not None:
+            records_of(arm.main.objective, parts)
+    return parts
 
 
 def bench_of(model: str | Path, settings: Settings, out: Path) -> Bench:
@@ -132,7 +136,7 @@ def settle(job: Job, arm: Arm, budget: Budget) -> Share:
         shared = {"tokens": float(cell.read("trained.json")["trained"]), "seconds": cell.seconds}
     about = {
         "arm": arm.name, "rates": arm.learning_rates, "budget": asdict(budget), "model": job.bench.start_key,
-        "batch": job.settings.per_device_train_batch_size, "pairs": fingerprint([asdict(pair) for pair in job.parts.train]),
+        "settings": asdict(job.settings), "pairs": len(job.parts.train),
     }  # fmt: skip
     kept = job.bench.cells.of("share", about)
     drive = job.drive(seed) if needs_reward(arm) else None

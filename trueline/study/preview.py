@@ -32,6 +32,7 @@ def preview(
     model: str | Path, pairs: Sequence[Comparison], arms: Sequence[Arm], budget: Budget, settings: Settings, *, judged: bool, reward: str
 ) -> list[tuple[str, Table]]:
     """(title, rows) of each table."""
+    budget = budget.resolved()
     parts = split(pairs, needs_judge=not judged)
     start = local_folder(model, "tokenizer")
     bench = Bench(start=start, start_key="", tokenizer=load_tokenizer(start), settings=settings, cells=Cells(Path()))

@@ -78,7 +78,7 @@ def records_for(kind: type[Record], pairs: Sequence[Comparison]) -> list[Record]
         return [Conversation(messages=pair.prompt + pair.responses[best_first(pair)[0]], source=pair.source) for pair in pairs]
     if kind is Rating:
         return [rating for pair in pairs for rating in ratings(pair)]
-    raise ValueError(f"a preference file gives no {kind.__name__} records: this method cannot take part in a study")
+    raise ValueError(f"a preference file gives no {kind.__name__} records, so a method that trains on them cannot take part")
 
 
 def worth(pair: Comparison) -> list[float]:

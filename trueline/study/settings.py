@@ -14,7 +14,7 @@ DEFAULT_UPDATES = 100
 
 @dataclass(frozen=True, kw_only=True)
 class Budget:
-    """How much every arm may train; exactly one of the three."""
+    """How much every arm may train; one of the three."""
 
     updates: int = 0
     """Optimizer steps of each policy, all of per_device_train_batch_size prompts (100 when no budget is given)."""
@@ -29,8 +29,10 @@ class Budget:
         given = [name for name in ("updates", "tokens", "minutes") if getattr(self, name)]
         if len(given) > 1:
             raise ValueError(f"--{' and --'.join(given)} are {len(given)} budgets: give one")
-        if not given:
-            object.__setattr__(self, "updates", DEFAULT_UPDATES)
+
+    def resolved(self) -> Budget:
+        """Itself, or the default where nothing is given."""
+        return self if self.updates or self.tokens or self.minutes else Budget(updates=DEFAULT_UPDATES)
 
     def __str__(self) -> str:
         return f"{self.updates:,} updates" if self.updates else f"{self.tokens:,} tokens" if self.tokens else f"{self.minutes:g} minutes"

@@ -34,6 +34,8 @@ from trueline.train import train
 from trueline.train.checkpoint import checkpoints
 from trueline.train.data import encode_records
 
+ABOUT = ("source", "annotator", "time")
+"""What a record says of itself, which nothing is trained on: rows that lie in another file are the same rows."""
 PROBE_UPDATES = 4
 """Steps of a probe; the first one also warms the machine up."""
 
@@ -126,7 +128,7 @@ def inputs_of(
 ) -> dict[str, Any]:
     """What a training is made from."""
     method = {"verb": objective.verb} | asdict(objective)  # type: ignore[call-overload]
-    rows = fingerprint([asdict(record) for record in records])
+    rows = fingerprint([{name: part for name, part in asdict(record).items() if name not in ABOUT} for record in records])
     driven = drive.key if drive is not None and isinstance(objective, OnPolicy) else ""
     return {"objective": method, "model": bench.start_key, "rows": rows, "training": options, "driven by": driven}
 

@@ -52,8 +52,8 @@ def verdict(results: Mapping[str, Any]) -> dict[str, Any]:
         behind = [arm["name"] for arm in arms if arm not in tied]
         if behind:
             because.append(f"Behind {best['name']} beyond chance: {', '.join(behind)}.")
-    rivals = [START] if start_open and best["name"] != START else [arm["name"] for arm in tied if arm is not best]
-    because += power(results, best["name"], rivals)
+    rivals = [START] if start_open else [arm["name"] for arm in tied if arm is not best]
+    because += power(results, best["name"], rivals) if best["name"] != START else []
     tied_names = [arm["name"] for arm in tied]
     return {"headline": headline, "because": because, "choose": choose, "tied": tied_names, "beware": warnings(results, arms)}
 

@@ -1,0 +1,71 @@
+"""`trueline study` from the command line: what it would do, and what it cannot do."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.cli.conftest import Trueline
+
+
+@pytest.fixture
+def many(tmp_path: Path) -> Path:
+    """Enough prompts for every part."""
+    path = tmp_path / "many.jsonl"
+    rows = [{"prompt": f"What is {a} + {b}?", "chosen": f"It is {a + b}.", "rejected": "No."} for a in range(8) for b in range(8)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def rule(tmp_path: Path) -> Path:
+    path = tmp_path / "rule.py"
+    path.write_text("def short(prompt, response):\n    return -len(response)\n", encoding="utf-8")
+    return path
+
+
+def test_dry_run_prints_the_cells_and_writes_nothing(tiny: Path, many: Path, tmp_path: Path, trueline: Trueline) -> None:
+    out = tmp_path / "study"
+    code, said, complained = trueline(
+        "study", "--model", tiny, "--data", many, "--out", out, "--methods", "sft", "dpo:beta=0.1/0.3", "best_of_n:n=4",
+        "online-dpo", "--updates", 8, "--seeds", 0, 1, "--max_new_tokens", 8, "--dry_run",
+    )  # fmt: skip
+    assert code == 0 and not complained and not out.exists()
+    lines = {line.split()[0]: line.split() for line in said.splitlines() if line.strip()}
+    assert lines["sft"][1:3] == ["4", "8"], "two more trials, and two seeds"
+    assert lines["dpo:beta=0.1/0.3"][1:3] == ["6", "8"]
+    assert lines["best_of_n:n=4"][1] == "0"
+    assert "judge" in lines and int(lines["judge"][1]) > 0, "nobody judges, so a reward model has to"
+    assert sum(int(lines[side][1]) for side in ("train", "judge", "tuning", "report")) == 64
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--methods", "dpoo"], "--methods dpoo: there is no method 'dpoo'; did you mean dpo?"),
+        (["--methods", "dpo", "--updates", "5", "--tokens", "100"], "--updates and --tokens are 2 budgets: give one"),
+        (["--methods", "dpo", "--seeds", "1", "1"], "--seeds needs different numbers of at least 0, such as 0 1"),
+        (["--methods", "dpo", "--reward", "judge"], "--reward judge needs a --judge"),
+        (["--methods", "pretrain"], "a preference file gives no Document records"),
+    ],
+)
+def test_mistakes_are_one_sentence(
+    words: list[str], sentence: str, tiny: Path, many: Path, tmp_path: Path, trueline: Trueline
+) -> None:
+    code, _, complained = trueline("study", "--model", tiny, "--data", many, "--out", tmp_path / "study", *words)
+    assert code == 2 and sentence in complained and complained.count("\n") == 1
+    assert not (tmp_path / "study" / "run.json").exists()
+
+
+def test_a_budget_that_is_too_small(tiny: Path, many: Path, rule: Path, tmp_path: Path, trueline: Trueline) -> None:
+    """The tokens that the reward model takes are its method's; what is left must be worth an update."""
+    words = ["--methods", "dpo", "--tokens", 10, "--judge", f"{rule}:short"]
+    code, _, complained = trueline("study", "--model", tiny, "--data", many, "--out", tmp_path / "study", *words)
+    assert code == 2 and "10 tokens are too few for dpo" in complained
+
+
+def test_few_prompts(tiny: Path, pairs: Path, tmp_path: Path, trueline: Trueline) -> None:
+    code, _, complained = trueline("study", "--model", tiny, "--data", pairs, "--out", tmp_path / "study", "--methods", "dpo")
+    assert code == 2 and "bring more prompts" in complained
