@@ -98,7 +98,7 @@ def test_the_reference_is_the_base_without_the_adapter(files: Path) -> None:
 
 
 def test_no_second_model_is_made_for_the_reference(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import trueline.train.api as api
+    import trueline.train.reference as reference
 
     scored = []
 
@@ -107,7 +107,7 @@ def test_no_second_model_is_made_for_the_reference(files: Path, monkeypatch: pyt
             super().__init__(model, **options)
             scored.append((model, adapters_of(model), sum(p.numel() for p in model.parameters())))
 
-    monkeypatch.setattr(api, "PolicyScorer", Watched)
+    monkeypatch.setattr(reference, "PolicyScorer", Watched)
     policy = load_model(files / "model")
     whole = sum(p.numel() for p in policy.parameters())
     train(DPO(), policy, files / "pairs.jsonl", out=files / "dpo", lora_r=4, tokenizer=load_tokenizer(files / "model"), **FAST)
