@@ -118,6 +118,8 @@ class Crew:
     sampler: Sampler | None = None
     critic: Critic | None = None
     """The live value model, of methods that need one."""
+    corpus: Sequence[Row] = ()
+    """Stored rows that are learned from beside drawn ones, of methods that mix some in."""
     memory: MutableMapping[str, float] = field(default_factory=dict)
     """What an objective remembers from round to round; part of every checkpoint."""
 

@@ -23,6 +23,7 @@ from trueline.objectives.base import Batch, Budget
 from trueline.objectives.grpo import GRPO, GroupLoss
 from trueline.objectives.kl import KLPenalty
 from trueline.objectives.ppo import PPO, Critic
+from trueline.objectives.ptx import Pretraining, windows_from
 from trueline.objectives.reinforce_plus_plus import ReinforcePlusPlus
 from trueline.objectives.rewards import Shaping, running
 from trueline.objectives.rloo import RLOO
@@ -266,6 +267,37 @@ def test_scores_are_normalised_by_all_there_were() -> None:
 def test_nonsense_is_refused(make: Any, match: str) -> None:
     with pytest.raises(ValueError, match=match):
         make()
+
+
+def test_a_corpus_is_mixed_into_every_step() -> None:
+    """PPO-ptx: the gradient is that of PPO plus ptx_coef times that of the windows' mean loss; windows differ from step to step."""
+    corpus = [Row(ids=(np.arange(2, 2 + n, dtype=np.int32),), scored=(np.arange(n) > 0,), key=f"w{n}") for n in (4, 5, 6, 7, 8)]
+    plain = PPO(update=Update(num_iterations=2))
+    mixed = replace(plain, pretraining=Pretraining(ptx_data="texts", ptx_coef=0.5, ptx_windows=1))
+    assert mixed.needs == ("reference", "corpus", "critic") and plain.needs == ("reference", "critic")
+    model = learner(plain)
+    assert isinstance(model, ActorCritic)
+    crew, rows = crew_of(model, decoder(seed=1)), drawn(model.decoder)
+    with pytest.raises(ValueError, match="pass crew"):
+        mixed.annotate(rows, crew)
+    crew = replace(crew, corpus=corpus)
+    steps = [list(objective.steps(objective.annotate(rows, crew), BUDGET)) for objective in (plain, mixed)]
+    alone, _ = gradients(plain, model, steps[0][0], crew)
+    model.zero_grad()
+    totals = {name: sum(batch.weights[name] for batch in steps[1][0]) for name in steps[1][0][0].weights}
+    for batch in steps[1][0]:
+        sum(term / totals[name] for name, term in mixed.loss(model, batch, crew).terms.items()).backward()
+    together = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    windows = [row for batch in steps[1][0] for row in batch.rows if "ptx" in row.numbers]
+    assert len(windows) == 6 and len(steps[1]) == 2 and crew.memory["ptx/given"] == 12  # 12 responses, two steps
+    model.zero_grad()
+    layout = Layout.packed([row.ids[0] for row in windows])
+    (-0.5 * model.decoder.token_logps(layout).logps_N.mean()).backward()
+    for name, p in model.named_parameters():
+        assert torch.allclose(together[name], alone[name] + (p.grad if p.grad is not None else 0), atol=1e-5), name
+    keys = [row.key for row in windows_from(corpus, 0, 10)]
+    assert sorted(keys[:5]) == sorted(keys[5:]) == [row.key for row in corpus]
+    assert [row.key for row in windows_from(corpus, 3, 4)] == keys[3:7]
 
 
 def test_what_is_needed_is_said() -> None:

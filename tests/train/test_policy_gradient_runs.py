@@ -18,6 +18,7 @@ from trueline.models.files import load_model, new_model
 from trueline.objectives.grpo import GRPO, GroupLoss
 from trueline.objectives.kl import KLPenalty
 from trueline.objectives.ppo import PPO, Critic
+from trueline.objectives.ptx import Pretraining
 from trueline.objectives.reinforce_plus_plus import ReinforcePlusPlus
 from trueline.objectives.rewards import Shaping
 from trueline.objectives.rloo import RLOO
@@ -87,12 +88,13 @@ def test_it_learns_what_its_judge_likes(objective: Any, go: Callable[..., Path])
     load_model(folder)
 
 
-def test_a_stopped_ppo_run_goes_on_bit_for_bit(go: Callable[..., Path]) -> None:
-    """The critic, the steered coefficient and the running statistics of scores are part of a checkpoint."""
+def test_a_stopped_ppo_run_goes_on_bit_for_bit(go: Callable[..., Path], tmp_path: Path) -> None:
+    """The critic, the steered coefficient, the statistics of scores and the place in the corpus are part of a checkpoint."""
     objective = PPO(
         update=Update(num_iterations=2, num_mini_batches=2), kl=KLPenalty(kl_coef=0.1, kl_target=0.5, kl_horizon=20),
-        shaping=Shaping(normalize_scores=True),
+        shaping=Shaping(normalize_scores=True), pretraining=Pretraining(ptx_data=str(tmp_path / "corpus.txt"), ptx_windows=1),
     )  # fmt: skip
+    (tmp_path / "corpus.txt").write_text("the cat sat on a mat. " * 40, encoding="utf-8")
     options = {"max_steps": 12, "save_steps": 4, "per_device_train_batch_size": 2}
     straight = go(objective, "straight", **options)
     for stop in (6, 10):
@@ -104,9 +106,10 @@ def test_a_stopped_ppo_run_goes_on_bit_for_bit(go: Callable[..., Path]) -> None:
     for name in files:
         assert (straight / "checkpoint-12" / name).read_bytes() == (stopped / "checkpoint-12" / name).read_bytes(), name
     memory = json.loads((straight / "checkpoint-12" / "trainer_state.json").read_bytes())["state"]["memory"]
-    assert memory.keys() == {"kl_coef", "scores/count", "scores/mean", "scores/squares"}
+    assert memory.keys() == {"kl_coef", "scores/count", "scores/mean", "scores/squares", "ptx/given"}
     assert memory["scores/count"] == 3 * 4 * 4 and memory["kl_coef"] != 0.1
     (first, *_), (*_, last) = (read_lines(straight / "metrics.jsonl"),) * 2
+    assert memory["ptx/given"] == 3 * 4 * 4 and last["ptx/loss"] < first["ptx/loss"]
     assert first["objective/kl_coef"] == pytest.approx(0.1) and last["objective/kl_coef"] != pytest.approx(0.1)
 
 

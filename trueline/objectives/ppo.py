@@ -6,12 +6,12 @@
       + vf_coef mean_t 1/2 max((V - R_t)^2, (clip(V, V_old - eps_v, V_old + eps_v) - R_t)^2)  -  entropy_coef mean_t H_t
 
 Schulman et al., 1707.06347, equations 7 and 9; Schulman et al. (GAE), 1506.02438, equation 16; Ouyang et al., 2203.02155,
-equation 2 with gamma = 0 (no pretraining gradients); Huang et al., 2403.17031, for the details that matter. With exact values and
+equation 2 (its pretraining gradients: ptx); Huang et al., 2403.17031, for the details that matter. With exact values and
 enough samples its optimum is pi proportional to pi_ref exp(score/beta).
 
 The old log-probs are those that the tokens were drawn with; values and reference log-probs are computed once per round. Advantages
 are whitened over the round. The mean is over tokens. Policy and critic share the optimizer and its learning rate.
-Simplified: no weight averaging, no pretraining gradients (PPO-ptx), one learning rate for policy and critic.
+Simplified: no weight averaging, one learning rate for policy and critic.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from trueline.objectives.advantages import gae, whiten
 from trueline.objectives.base import Batch, Budget, Losses
 from trueline.objectives.kl import KLPenalty
 from trueline.objectives.policy_gradient import clipped_value_loss
+from trueline.objectives.ptx import Pretraining, ptx_losses
 from trueline.objectives.rewards import Shaping, reward_metrics, token_rewards, with_penalties, with_scores, with_tokens
 from trueline.objectives.rounds import Rounds, tokens_of
 from trueline.objectives.updates import Averaging, Measured, Update, policy_losses, policy_weights, temperature_of
@@ -74,6 +75,8 @@ class PPO:
     """Scores and rewards before they are learned from."""
     values: Critic = field(default_factory=Critic)
     """The critic and its use."""
+    pretraining: Pretraining = field(default_factory=Pretraining)
+    """A corpus that is mixed in: PPO-ptx."""
 
     verb: ClassVar[str] = "ppo"
     record: ClassVar[type[Conversation]] = Conversation
@@ -92,7 +95,12 @@ class PPO:
 
     @property
     def needs(self) -> tuple[str, ...]:
-        return (*self.kl.needs, "critic")
+        return (*self.kl.needs, *self.pretraining.needs, "critic")
+
+    @property
+    def corpus(self) -> str:
+        """What is mixed in."""
+        return self.pretraining.ptx_data
 
     @property
     def rounds(self) -> Rounds:
@@ -108,7 +116,7 @@ class PPO:
         advantages = whiten(advantages) if self.values.whiten_advantages else advantages
         for name, found in (("values", values), ("returns", returns), ("advantages", advantages)):
             rows = with_tokens(rows, name, found)
-        return rows
+        return self.pretraining.with_windows(rows, crew)
 
     def steps(self, rows: Sequence[Row], budget: Budget) -> Generator[list[Batch], Measured, None]:
         def weights(part: Sequence[Row]) -> dict[str, float]:
@@ -121,6 +129,8 @@ class PPO:
         return step
 
     def loss(self, model: Any, batch: Batch, crew: Crew) -> Losses:
+        if batch.weights.get("ptx"):
+            return ptx_losses(model, batch, self.pretraining.ptx_coef)
         scores, values_N = model.scores_and_values(
             batch.layout, temperature=temperature_of(batch), entropy_gradient=self.update.entropy_coef > 0
         )

@@ -24,6 +24,7 @@ from trueline.objectives.base import Batch, Budget, Losses
 from trueline.objectives.kl import Estimator, kl_terms
 from trueline.objectives.pairs import numbers_of
 from trueline.objectives.policy_gradient import Averaged, Level, clipped_loss, ratios, token_weights
+from trueline.objectives.ptx import apart, mixed
 from trueline.objectives.rounds import Rounds, round_steps, tokens_of
 from trueline.records import Row
 
@@ -67,8 +68,10 @@ class Update:
         self, rows: Sequence[Row], budget: Budget, weights_of: Callable[[Sequence[Row]], Mapping[str, float]]
     ) -> Generator[list[Batch], Measured, None]:
         """The optimizer steps of a round; each is told what the step before it measured."""
-        for step in round_steps(rows, budget, weights_of, self.rounds()):
-            measured = yield step
+        responses, windows = apart(rows)
+        rounds = self.rounds()
+        for number, step in enumerate(round_steps(responses, budget, weights_of, rounds)):
+            measured = yield mixed(step, windows[number :: rounds.steps], budget)
             total, count = (measured or {}).get("policy/approxkl_avg", (0.0, 1.0))
             if self.target_kl and total / count > self.target_kl:
                 return

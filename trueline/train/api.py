@@ -43,6 +43,7 @@ from trueline.train.card import write_card
 from trueline.train.checkpoint import explain_full_disk
 from trueline.train.checks import check_device, check_rounds, refuse_misfit
 from trueline.train.config import TrainConfig, check_evaluation, flatten, identity, settle
+from trueline.train.corpus import with_corpus
 from trueline.train.critic import learner_of, with_critic
 from trueline.train.data import Data, encode
 from trueline.train.feed import Feed, StoredFeed, hold_out
@@ -209,6 +210,7 @@ def _run(
         _decoder(policy).activation_checkpointing = job.config.gradient_checkpointing
         learner.to(ranks.place(job.config.device))
         crew = with_critic(crew, learner, job.config, run.event)
+        crew = with_corpus(crew, objective, job.tokenizer, job.config, run.event)
         if "reference" in objective.needs and job.drawing is not None:
             assert isinstance(policy, Decoder)
             crew = live_reference(crew, policy, adapted is not None, job.config, run.event)
