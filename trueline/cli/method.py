@@ -225,8 +225,12 @@ def scorer_of(name: str, policy: str, config: TrainConfig) -> Scorer:
     if parts := parts_of(name):
         return WeightedScorer(parts, [scorer_of(part, policy, config) for part, _ in parts])
     folder = model_folder(name)
-    if not read_config(local_folder(folder, "config"))[1]:
+    shape, classifier = read_config(local_folder(folder, "config"))
+    if not classifier:
         raise ValueError(f"{name} is a language model, not a reward model: train one with trueline reward, or give --judge")
+    longest = min(config.max_length, read_config(local_folder(policy, "config"))[0].max_length)
+    if shape.max_length < longest:
+        raise ValueError(f"{name} reads {shape.max_length} tokens, and responses end at {longest}: give max_length = {shape.max_length}")
     if load_tokenizer(folder).spec["model"] != load_tokenizer(policy).spec["model"]:
         raise ValueError(f"{name} and {policy} have different tokenizers: give the reward model as --judge, which reads text")
     model = load_scalar_model(folder, device=of_environment().place(config.device))

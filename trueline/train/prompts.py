@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from trueline.records import TEXT, Message, Messages, Record, Row
+from trueline.records import TEXT, Conversation, Message, Messages, Record, Row
 from trueline.rows import Rows, read_prompts
 from trueline.rows.inspection import prompt_of
 from trueline.tokens import Tokenizer, encode_prompt
@@ -103,4 +103,7 @@ def prompt_ids(item: Record | Row, tokenizer: Tokenizer) -> tuple[np.ndarray, Me
         ids = item.ids[0][:first].astype(np.int32)
         return ids, (Message(role=TEXT, content=tokenizer.decode(ids.tolist()), train=False),)
     messages = prompt_of(item)
-    return (encode_prompt(messages, tokenizer).astype(np.int32) if messages else np.empty(0, np.int32)), messages
+    if not messages:
+        return np.empty(0, np.int32), messages
+    tools = item.tools if isinstance(item, Conversation) else ()
+    return encode_prompt(messages, tokenizer, tools=tools).astype(np.int32), messages
