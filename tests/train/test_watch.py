@@ -59,6 +59,39 @@ def test_responses_without_an_end() -> None:
     assert said == ["responses-never-end"]
 
 
+def drawn(reward: float = 0.5, **more: float) -> dict[str, float]:
+    line = {"frac_reward_zero_std": 0.2, "completions/clipped_ratio": 0.1, "completions/mean_length": 10.0, "objective/kl": 1.0}
+    return {"reward": reward, **line, **{name.replace("_of_", "/"): value for name, value in more.items()}}
+
+
+def warned(lines: list[dict[str, float]]) -> set[str]:
+    said: set[str] = set()
+    watcher = watch.Watch(lambda name, text: said.add(name))
+    for line in lines:
+        watcher.metrics(line)
+    return said
+
+
+@pytest.mark.parametrize(
+    ("lines", "fires"),
+    [
+        ([drawn(frac_reward_zero_std=1.0)] * 3, {"rewards-all-equal"}),
+        ([drawn(frac_reward_zero_std=1.0)] * 2 + [drawn()], set()),
+        ([drawn(completions_of_clipped_ratio=0.97)] * 3, {"responses-cut"}),
+        ([drawn(completions_of_clipped_ratio=0.97), {"loss": 1.0}] * 3, {"responses-cut"}),  # lines within a round are passed over
+        ([drawn(completions_of_clipped_ratio=0.9)] * 3, set()),
+        ([drawn(objective_of_kl=kl) for kl in (11.0, 14.0, 20.0)], {"kl-runs-away"}),
+        ([drawn(objective_of_kl=kl) for kl in (11.0, 20.0, 14.0)], set()),  # it comes back
+        ([drawn(objective_of_kl=kl) for kl in (5.0, 7.0, 9.0)], set()),  # less than a nat per token
+        ([drawn(), *[drawn(0.9, completions_of_mean_length=21.0)] * 3], {"responses-lengthen"}),
+        ([drawn(), *[drawn(0.4, completions_of_mean_length=21.0)] * 3], set()),  # longer, and not better paid
+        ([drawn()] * 9, set()),
+    ],
+)
+def test_drawn_responses_that_go_wrong(lines: list[dict[str, float]], fires: set[str]) -> None:
+    assert warned(lines) == fires
+
+
 def test_facts_of_a_step_are_counted() -> None:
     """Two responses share a prompt of two tokens; the padding comes from the layout that is computed."""
     rows = [row([5, 6, 7, 1], [5, 6, 8]), row([9, 9, 1], [9, 9, 2, 1])]

@@ -136,8 +136,8 @@ def facts(groups: Sequence[Group]) -> dict[str, tuple[float, float]]:
     """name -> (sum, count) over all that was drawn, under TRL's names."""
     samples = [sample for group in groups for sample in group.samples]
     scores = np.array([score for group in groups for score in group.scores], dtype=np.float64)
-    spreads = np.array([np.std(group.scores) for group in groups])
-    responses, prompts = float(len(samples)), float(len(groups))
+    spreads = np.array([np.std(group.scores) for group in groups if len(group) > 1])  # of one response there is none
+    responses, prompts = float(len(samples)), float(len(spreads))
     return {
         "reward": (float(scores.sum()), responses),
         "reward_std": (float(spreads.sum()), prompts),

@@ -122,4 +122,4 @@ EVALUATIONS = ("reward", "completions/mean_length", "completions/clipped_ratio")
 
 def _mean(metrics: Mapping[str, tuple[float, float]], name: str) -> float:
     total, count = metrics.get(name, (0.0, 1.0))
-    return total / count
+    return total / count if count else 0.0

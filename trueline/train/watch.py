@@ -3,6 +3,7 @@
     steps of rows -> step_facts                                          said once, computed from the first step
     rows          -> never_stops(rows, stop_ids)                         before training
     metrics       -> displaced(lines)          log lines, newest last    while training
+                     flat, cut_off, runs_away, lengthened                of drawn responses (rollouts)
     samples       -> endless(samples)          drawn on the way
 
 All are pure functions of names and numbers: no method is known here, a metric is judged by what its name means everywhere.
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -27,6 +29,10 @@ ADVICE = {
     "stop-token-never-trained": "look at --dry_run and trueline tokenizer lint, and raise max_length where rows are cut",
     "both-log-probs-fall": "lower learning_rate or the epochs, raise objective.beta, or train on the chosen responses first",
     "responses-never-end": "look at samples.jsonl, and see whether rows are cut or end without a stop token",
+    "rewards-all-equal": "look at samples.jsonl and at the judge, raise num_generations or temperature, or start from a better model",
+    "responses-cut": "raise max_completion_length, or tune the model on responses that end first (trueline sft)",
+    "kl-runs-away": "lower learning_rate or the steps per round, or raise objective.kl_coef; a checkpoint before this is better",
+    "responses-lengthen": "read samples.jsonl: if the judge likes length, raise objective.kl_coef or judge by another rule",
 }
 LINES = 3
 """Log lines in a row that must agree before a trend is one."""
@@ -38,6 +44,8 @@ class Watch:
     def __init__(self, warn: Callable[[str, str], None]):
         self.warn = warn
         self.lines: deque[Mapping[str, float]] = deque(maxlen=LINES)
+        self.rounds: list[Mapping[str, float]] = []
+        """The first line with rewards of drawn responses, and the last ones."""
 
     def rows(self, rows: Sequence[Row], stop_ids: Sequence[int]) -> None:
         self._say("stop-token-never-trained", never_stops(rows, stop_ids))
@@ -45,6 +53,13 @@ class Watch:
     def metrics(self, line: Mapping[str, float]) -> None:
         self.lines.append(line)
         self._say("both-log-probs-fall", displaced(list(self.lines)))
+        if "reward" in line:
+            self.rounds = [*self.rounds[:1], *self.rounds[1:][1 - LINES :], line]
+            first, *last = self.rounds
+            self._say("rewards-all-equal", flat(self.rounds[-LINES:]))
+            self._say("responses-cut", cut_off(self.rounds[-LINES:]))
+            self._say("kl-runs-away", runs_away(self.rounds[-LINES:]))
+            self._say("responses-lengthen", lengthened(first, last))
 
     def samples(self, samples: Sequence[Mapping[str, Any]], done: float) -> None:
         """`done`: share of the run that is over; a model at its beginning may well ramble."""
@@ -79,6 +94,46 @@ def displaced(lines: Sequence[Mapping[str, float]]) -> str:
     return (
         f"the margin grows ({lines[-1]['rewards/margins']:.3g}) while chosen and rejected responses both become less likely "
         f"than under the reference (rewards {lines[-1]['rewards/chosen']:.3g} and {lines[-1]['rewards/rejected']:.3g})"
+    )
+
+
+def flat(lines: Sequence[Mapping[str, float]]) -> str:
+    """Whether no prompt had two responses of different reward: there is nothing to learn from."""
+    if len(lines) < LINES or any(line.get("frac_reward_zero_std", 0.0) < 1 for line in lines):
+        return ""
+    return f"all responses to a prompt have the same reward, for every prompt of {LINES} log lines (mean reward {lines[-1]['reward']:.3g})"
+
+
+def cut_off(lines: Sequence[Mapping[str, float]]) -> str:
+    """Whether nearly all drawn responses ran into the limit of their length."""
+    if len(lines) < LINES or any(line.get("completions/clipped_ratio", 0.0) < 0.95 for line in lines):
+        return ""
+    share = lines[-1]["completions/clipped_ratio"]
+    return f"{share:.0%} of the drawn responses are cut at max_completion_length: what is judged has no end"
+
+
+def runs_away(lines: Sequence[Mapping[str, float]]) -> str:
+    """Whether the policy is more than a nat per token from its reference, and moves on."""
+    names = ("objective/kl", "completions/mean_length")
+    if len(lines) < LINES or any(name not in line for line in lines for name in names):
+        return ""
+    kls = [line["objective/kl"] for line in lines]
+    far = all(line["objective/kl"] > line["completions/mean_length"] for line in lines)
+    if not far or any(later <= earlier for earlier, later in pairwise(kls)):
+        return ""
+    return f"the policy leaves its reference: the KL is {kls[-1]:.3g} nats per response, more than 1 per token, and grows"
+
+
+def lengthened(first: Mapping[str, float], last: Sequence[Mapping[str, float]]) -> str:
+    """Whether responses are twice as long as at first while the reward rose: it may be length that is rewarded."""
+    name = "completions/mean_length"
+    if len(last) < LINES or any(name not in line for line in (first, *last)):
+        return ""
+    if any(line[name] < 2 * first[name] or line["reward"] <= first["reward"] for line in last):
+        return ""
+    return (
+        f"responses have become {last[-1][name] / first[name]:.1f} times as long ({last[-1][name]:.0f} tokens) while the reward rose "
+        f"from {first['reward']:.3g} to {last[-1]['reward']:.3g}"
     )
 
 
