@@ -4,7 +4,8 @@
     python -m recipes.base_model --corpus CORPUS --out RUN                  train; the same command resumes after a kill
     python -m recipes.base_model --corpus CORPUS --out RUN --export trueline/quickstart/base
 
-A later leg goes on from an exported model, with its tokenizer: add `--start trueline/quickstart/base --seed 1` to both commands.
+A later leg goes on from an exported model, with its tokenizer: add `--start trueline/quickstart/base --seed 1` to both commands,
+and `--average` to the second for the mean of the weights before and behind it.
 Each leg's history is kept beside the model (legs.json) and told by its card.
 
 Cost: 6 x 7.9M x tokens floating-point operations, about an hour per 10M tokens on two cores in float32.
@@ -198,12 +199,22 @@ def leg(phase: Phase, run: Path) -> dict[str, object]:
     }
 
 
-def export(corpus: Path, out: Path, folder: Path, start: Path | None = None) -> None:
-    """The model of the last phase in bfloat16, its tokenizer, its history, and a card that says where it comes from."""
+def export(corpus: Path, out: Path, folder: Path, start: Path | None = None, average: bool = False) -> None:
+    """The model of the last phase in bfloat16, its tokenizer, its history, and a card that says where it comes from.
+
+    `average` takes the mean of its weights and those of `start` (Izmailov et al., 1803.05407): better than either of the two.
+    """
     run = out / PHASES[-1].name
     legs = json.loads((start / "legs.json").read_text(encoding="utf-8")) if start else []
     legs += [leg(phase, out / phase.name) for phase in PHASES]
-    save_model(load_model(run, dtype=torch.bfloat16), folder)
+    model = load_model(run)
+    if average:
+        assert start is not None
+        with torch.no_grad():
+            for weight, before in zip(model.parameters(), load_model(start).parameters(), strict=True):
+                weight.lerp_(before, 0.5)
+        legs[-1]["averaged"] = True
+    save_model(model.to(torch.bfloat16), folder)
     tokenizer = load_tokenizer(run)
     tokenizer.save(folder)
     bits = held_out_bits_per_byte(load_model(folder), tokenizer)
@@ -219,7 +230,7 @@ def card(data: Mapping[str, Any], legs: Sequence[Mapping[str, Any]], bits_per_by
     history = "\n".join(
         f"| {part['phase']} | {part['tokens']:,} | {part['learning_rate']:g}, {part['schedule']} | "
         + ", ".join(f"{kind} {share:.2f}" for kind, share in part["mixture"].items())
-        + " |"
+        + (", then averaged with the phase two before |" if part.get("averaged") else " |")
         for part in legs
     )
     curve, before = [], 0
@@ -251,7 +262,8 @@ Trained on {sum(part["tokens"] for part in legs):,} tokens in {before:,} steps o
     python -m recipes.base_model --corpus CORPUS --out RUN
     python -m recipes.base_model --corpus CORPUS --out RUN --export trueline/quickstart/base
 
-A pair of phases after the first starts where the one before ended: `--start trueline/quickstart/base --seed 1`, and so on.
+A pair of phases after the first starts where the one before ended: `--start trueline/quickstart/base --seed 1`, and so on;
+`--average` exports the mean of the weights before and behind it.
 
 | step | training loss |
 |---|---|
@@ -285,7 +297,7 @@ def rehearse(folder: Path) -> None:
     (corpus / "data.json").write_text(json.dumps({"packages": []}), encoding="utf-8")
     export(corpus, folder / "run", folder / "first")
     train(corpus, folder / "second", 20_000, seed=1, start=folder / "first", steps=2)
-    export(corpus, folder / "second", folder / "first", start=folder / "first")
+    export(corpus, folder / "second", folder / "first", start=folder / "first", average=True)
 
 
 def main() -> None:
@@ -297,9 +309,12 @@ def main() -> None:
     parser.add_argument("--start", type=Path, help="an exported model to go on from; without it, tokenizer and weights are new")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--export", type=Path, help="write the finished model to this folder instead of training")
+    parser.add_argument("--average", action="store_true", help="export the mean of the weights of --start and of this leg")
     args = parser.parse_args()
+    if args.average and not args.start:
+        parser.error("--average takes the mean with the weights of --start: give it too")
     if args.export:
-        export(args.corpus, args.out, args.export, args.start)
+        export(args.corpus, args.out, args.export, args.start, args.average)
     else:
         train(args.corpus, args.out, int(args.tokens), args.seed, args.start)
 
