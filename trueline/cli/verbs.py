@@ -90,8 +90,9 @@ GROUPS = ("Start here", "Prepare data", "Train", "Use a model", "Look after runs
 
 
 def methods() -> dict[str, Verb]:
-    """The training verbs, in the order of the life of a model: those that compare responses last."""
-    found = []
+    """The training verbs, in the order of the life of a model: those that compare responses late, those that draw them last."""
+    found: list[tuple[tuple[bool, int, str], Verb]] = []
+    order = ("Document", "Conversation", "Comparison", "Rating")
     for path in sorted((Path(__file__).parent.parent / "objectives").glob("[!_]*.py")):
         tree = ast.parse(path.read_text(encoding="utf-8"))
         for node in tree.body:
@@ -99,10 +100,16 @@ def methods() -> dict[str, Verb]:
                 title = (ast.get_docstring(tree) or "").split("\n")[0].rstrip(".")
                 summary = title[:1].lower() + title[1:] if title[1:2].islower() else title
                 home = f"trueline.objectives.{path.stem}:{node.name}"
-                found.append((constants.get("record", ""), Verb(constants["verb"], "Train", home, summary)))
-    order = ("Document", "Conversation", "Comparison", "Rating")
-    found.sort(key=lambda pair: (order.index(pair[0]) if pair[0] in order else len(order), pair[1].name))
-    return {verb.name: verb for _, verb in found}
+                record = constants.get("record", "")
+                place = (_draws(node), order.index(record) if record in order else len(order), constants["verb"])
+                found.append((place, Verb(constants["verb"], "Train", home, summary)))
+    return {verb.name: verb for _, verb in sorted(found, key=lambda pair: pair[0])}
+
+
+def _draws(node: ast.ClassDef) -> bool:
+    """Whether the method says what a round of drawing is."""
+    names = [item.target.id for item in node.body if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name)]
+    return "rounds" in names + [item.name for item in node.body if isinstance(item, ast.FunctionDef)]
 
 
 def _constants(node: ast.ClassDef) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Kahneman-Tversky optimisation: single responses, each called desirable or not; no pairs.
+"""KTO, Kahneman-Tversky optimisation: single responses, each called desirable or not; no pairs.
 
     r(x, y) = log pi(y|x) - log pi_ref(y|x)                            log-probabilities summed over response tokens
     z0 = max(0, mean over the step of r(x, y'))                        y' answers another prompt; no gradient
