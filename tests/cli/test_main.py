@@ -48,10 +48,10 @@ def test_every_verb_has_help(verb: str, trueline: Trueline) -> None:
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (["dpp"], "there is no verb 'dpp'; did you mean 'dpo'?"),
+        (["dop"], "there is no verb 'dop'; did you mean 'dpo'?"),
         (
             ["data", "inspekt"],
-            "trueline data takes one of inspect, convert, not 'inspekt': trueline data inspect --help",
+            "trueline data takes one of inspect, convert, pool, not 'inspekt': trueline data inspect --help",
         ),
         (["env", "--jsn"], "trueline env has no option --jsn; did you mean --json?"),
         (["sft", "--data", "x"], "trueline sft needs --out DIR; see trueline sft --help"),
