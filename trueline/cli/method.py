@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 
 import tyro
 import yaml
@@ -100,8 +100,24 @@ class OnlineOptions(MethodOptions):
     """A language model as judge."""
 
 
+def ungrouped(objective: type[Any]) -> type[Any]:
+    """The objective with the fields of its groups as its own flags: --objective.kl_coef, whatever group holds kl_coef."""
+    hints = get_type_hints(objective)
+    groups = [item for item in dataclasses.fields(objective) if dataclasses.is_dataclass(hints[item.name])]
+    if not groups:
+        return objective
+    again = [
+        (item.name, Annotated[hints[item.name], tyro.conf.arg(name="")], field(default_factory=item.default_factory))
+        for item in groups
+    ]  # fmt: skip
+    made = dataclasses.make_dataclass(objective.__name__, again, bases=(objective,), frozen=True, kw_only=True)
+    made.__doc__ = objective.__doc__
+    return made
+
+
 def options_of(objective: type[Any]) -> type[Any]:
     """The class of options of one training verb."""
+    objective = ungrouped(objective)
     train_config = Annotated[TrainConfig, tyro.conf.arg(name=""), tyro.conf.OmitArgPrefixes]
     draws = isinstance(objective(), OnPolicy)
     config, drawing = settle(objective(), None, None, {})

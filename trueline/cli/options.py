@@ -82,7 +82,8 @@ def flags(cls: type[Any], prefix: str = "", path: str = "") -> dict[str, Flag]:
         kind = typing.get_args(hint)[0] if marks else hint
         if dataclasses.is_dataclass(kind):
             inside = prefix or item.name == "objective"
-            deeper = f"{path}{item.name}." if inside else path
+            named = next((mark.name for mark in marks if getattr(mark, "name", None) is not None), item.name)
+            deeper = f"{path}{named}." if inside and named else path  # "" is flat for tyro, too
             new = flags(typing.cast(type[Any], kind), "objective." if inside else prefix, deeper)
         elif any(mark in POSITIONAL for mark in marks):
             continue
