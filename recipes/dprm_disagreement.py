@@ -84,11 +84,11 @@ def normal_cdf(x: np.ndarray) -> np.ndarray:
 class Model(nn.Module):
     """Features of a response (its one token) -> a score, or logits of the categories."""
 
-    def __init__(self, world: World, labels: int, seed: int) -> None:
+    def __init__(self, features_VD: np.ndarray, labels: int, seed: int) -> None:
         super().__init__()
         torch.manual_seed(seed)
-        self.features_VD = torch.from_numpy(world.features_VD.astype(np.float32))
-        self.net = nn.Sequential(nn.Linear(FEATURES, 32), nn.Tanh(), nn.Linear(32, labels))
+        self.features_VD = torch.from_numpy(features_VD.astype(np.float32))
+        self.net = nn.Sequential(nn.Linear(features_VD.shape[1], 32), nn.Tanh(), nn.Linear(32, labels))
 
 
 def rated_pairs(world: World, rng: np.random.Generator, first: int, pairs: int) -> tuple[np.ndarray, np.ndarray]:
@@ -106,7 +106,7 @@ def row(numbers: Sequence[int], **values: Any) -> Row:
     return Row(ids=ids, scored=(np.array([False, True]),) * len(ids), numbers=arrays)
 
 
-def rows_of(arm: str, numbers_P2: np.ndarray, picks_PA2: np.ndarray) -> list[Row]:
+def rows_of(arm: str, numbers_P2: np.ndarray, picks_PA2: np.ndarray, categories: int) -> list[Row]:
     """The same ratings as each arm reads them."""
     if arm.startswith("BT"):
         ahead_PA = picks_PA2[..., 0] - picks_PA2[..., 1]
@@ -115,7 +115,7 @@ def rows_of(arm: str, numbers_P2: np.ndarray, picks_PA2: np.ndarray) -> list[Row
             return [row(pair, counts=[v, PEOPLE - v]) for pair, v in zip(numbers_P2, votes_P, strict=True)]
         half = PEOPLE / 2
         return [row(pair, rank=[1 + (v < half), 1 + (v > half)]) for pair, v in zip(numbers_P2, votes_P, strict=True)]
-    one_hot_PA2C = np.eye(len(WORTH))[picks_PA2]
+    one_hot_PA2C = np.eye(categories)[picks_PA2]
     if arm.endswith("single"):
         return [
             row([n], counts=[pick])
@@ -133,10 +133,10 @@ def rows_of(arm: str, numbers_P2: np.ndarray, picks_PA2: np.ndarray) -> list[Row
 Data = tuple[np.ndarray, np.ndarray]
 
 
-def loss_of(arm: str, data: Data) -> Callable[[Model], Tensor]:
+def loss_of(arm: str, data: Data, worth: tuple[float, ...]) -> Callable[[Model], Tensor]:
     """The mean loss of the arm on these ratings, its targets computed once."""
     if arm.startswith("BT"):
-        rows = rows_of(arm, *data)
+        rows = rows_of(arm, *data, len(worth))
         pairs, numbers_S = pairs_of(rows), torch.tensor([int(ids[1]) for one in rows for ids in one.ids])
 
         def of_pairs(model: Model) -> Tensor:
@@ -145,19 +145,21 @@ def loss_of(arm: str, data: Data) -> Callable[[Model], Tensor]:
             return (pairs.weight_P * loss_P).sum() / pairs.weight_P.sum()
 
         return of_pairs
-    objective = DPRM(utilities=WORTH, loss_type=LOSSES[arm.split()[1]])  # type: ignore[arg-type]
-    rows = rows_of(arm, *data)
-    target_SC = torch.from_numpy(np.concatenate([target_of(one, WORTH) for one in rows]))
+    objective = DPRM(utilities=worth, loss_type=LOSSES[arm.split()[1]])  # type: ignore[arg-type]
+    rows = rows_of(arm, *data, len(worth))
+    target_SC = torch.from_numpy(np.concatenate([target_of(one, worth) for one in rows]))
     numbers_S = torch.tensor([int(one.ids[0][1]) for one in rows])
     return lambda model: objective.distance(model.net(model.features_VD[numbers_S]).log_softmax(-1), target_SC).mean()
 
 
-def fitted(arm: str, world: World, train: Data, valid: Data, steps: int, seed: int) -> Model:
+def fitted(
+    arm: str, features_VD: np.ndarray, train: Data, valid: Data, steps: int, seed: int, worth: tuple[float, ...] = WORTH
+) -> Model:
     """The arm's model at its best step of its best learning rate, by its own validation loss."""
-    train_loss, valid_loss = loss_of(arm, train), loss_of(arm, valid)
+    train_loss, valid_loss = loss_of(arm, train, worth), loss_of(arm, valid, worth)
     best, kept = np.inf, {}
     for rate in RATES:
-        model = Model(world, 1 if arm.startswith("BT") else len(WORTH), seed)
+        model = Model(features_VD, 1 if arm.startswith("BT") else len(worth), seed)
         optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.01)
         for step in range(1, steps + 1):
             optimizer.zero_grad()
@@ -210,7 +212,7 @@ def run(out: Path, seeds: int, sizes: Sequence[int] = (40, 400), steps: int = 10
             for arm in ARMS:
                 done = results.setdefault(f"{size}|{arm}", [])
                 if len(done) == seed:  # what an interrupted run has measured stays
-                    done.append(measured(arm, fitted(arm, world, train, valid, steps, seed), world, new))
+                    done.append(measured(arm, fitted(arm, world.features_VD, train, valid, steps, seed), world, new))
         out.mkdir(parents=True, exist_ok=True)
         write_atomic(kept, json.dumps(results, indent=1))
     return "\n\n".join(table(results, size) for size in sizes)

@@ -86,8 +86,8 @@ def test_equal_utilities_are_one_place_to_transport_and_two_on_the_plane() -> No
 
 def test_gradients_reach_the_logits() -> None:
     """Cross-entropy: s - t. All: finite differences. Each pulls towards the target."""
-    logits = torch.from_numpy(np.random.default_rng(7).normal(size=(3, 6))).requires_grad_()
-    t_SC, cost_CC = drawn(8, 3, 6), plane_cost(HELPFUL, HARM)
+    logits = torch.from_numpy(np.random.default_rng(7).normal(size=(1, 6))).requires_grad_()
+    t_SC, cost_CC = drawn(8, 1, 6), plane_cost(HELPFUL, HARM)
     losses = {
         "cross_entropy": lambda x: cross_entropy(x.log_softmax(-1), t_SC),
         "wasserstein": lambda x: wasserstein(x.softmax(-1), t_SC),
@@ -98,8 +98,8 @@ def test_gradients_reach_the_logits() -> None:
     for name, loss in losses.items():
         (gradient,) = torch.autograd.grad(loss(logits).sum(), logits)
         step, found = 1e-5, torch.zeros_like(gradient)
-        for place in np.ndindex(3, 6):
-            moved = torch.zeros(3, 6, dtype=torch.float64)
+        for place in np.ndindex(1, 6):
+            moved = torch.zeros(1, 6, dtype=torch.float64)
             moved[place] = step
             with torch.no_grad():
                 found[place] = (loss(logits + moved).sum() - loss(logits - moved).sum()) / (2 * step)

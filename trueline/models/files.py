@@ -130,9 +130,11 @@ def load_scalar_model(
         model.score.to(device=device, dtype=dtype)
         return model
     if adapter_base(folder):
-        return adapter_files().load_adapted(
+        model = adapter_files().load_adapted(
             folder, "scalar", dtype=dtype, device=device, pad_token_id=pad_token_id, seed=seed, labels=labels
         )
+        model.reward_shift = 0.0  # the base's was measured without the adapter
+        return model
     found = _found(folder, config)
     score = found.get("score.weight")
     stored = score.shape[0] if score is not None and len(score.shape) == 2 else 1

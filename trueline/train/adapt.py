@@ -88,12 +88,12 @@ def adapt(policy: Model, config: TrainConfig, source: str) -> Adapted | None:
     """
     options, there = config.lora, adapters_of(policy)
     fresh = not there
+    if isinstance(policy, ScalarModel) and policy.labels > 1 and (there or options.lora_r):
+        raise ValueError("an adapter's folder has no place for what categories are worth: train all weights (lora_r = 0)")
     if not there:
         if not options.lora_r:
             return None
         refuse_fused(policy)
-        if isinstance(policy, ScalarModel) and policy.labels > 1:
-            raise ValueError("an adapter's folder has no place for what categories are worth: train all weights (lora_r = 0)")
         heads = ("score",) if isinstance(policy, ScalarModel) else ()
         attach(policy, lora_config(options, heads), seed=config.seed)
     elif options.lora_r:
