@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
@@ -10,13 +11,17 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
+from trueline.align.llm_judge import LLMJudge
+from trueline.align.verifiers import answers_of
+from trueline.align.votes import StoredVotes
 from trueline.cli.judge import judge_named
 from trueline.cli.places import BASE, COLUMNS, DATA, MODEL, column_names, model_folder, say_read
 from trueline.protocols import Judge
-from trueline.records import Comparison
-from trueline.rows import read_rows
-from trueline.store import directory_fingerprint, file_fingerprint
+from trueline.records import Comparison, Conversation
+from trueline.rows import read_prompts, read_rows
+from trueline.store import directory_fingerprint, file_fingerprint, fingerprint
 from trueline.study.arms import read_arms
+from trueline.study.drawn import unjudged
 from trueline.study.job import run_study
 from trueline.study.preview import preview
 from trueline.study.settings import Budget, Settings
@@ -31,15 +36,16 @@ class Study:
     model: Annotated[str, MODEL] = BASE
     """Start of every policy, and the reference: a folder, a hub id, or "base". A model that has seen SFT on such prompts does best."""
     data: Annotated[tuple[str, ...], DATA]
-    """Comparisons: prompts with a preferred and another response."""
+    """Comparisons: prompts with a preferred and another response. With a --judge, prompts alone will do: the model answers them, and the
+    judge compares."""
     methods: Annotated[tuple[str, ...], tyro.conf.arg(metavar="METHOD[:OPTION=VALUE,...] ...")]
     """Methods by their verbs, with options of their objectives: sft dpo dpo:loss_type=ipo,beta=0.1/0.3 best_of_n:n=8. Several values
     of an option are several points of its frontier; the first one is what the method is tuned and compared at."""
     out: Annotated[Path, tyro.conf.arg(metavar="DIR")]
     """Folder of the report and of everything that was trained."""
-    judge: Annotated[str, tyro.conf.arg(metavar="FILE.py:FUNCTION|DIR", help_behavior_hint="(optional)")] = ""
-    """Who gives the scores that count: a Python function of prompt and response, or a reward model. Without one, a reward model learns
-    from comparisons that no method sees."""
+    judge: Annotated[str, tyro.conf.arg(metavar="FILE.py:FUNCTION|DIR|exact_answer|...", help_behavior_hint="(optional)")] = ""
+    """Who gives the scores that count: a Python function of prompt and response, a check of what is right, or a reward model. Without
+    one, a reward model learns from comparisons that no method sees."""
     reward: Literal["learned", "judge"] = "learned"
     """What chooses among draws and drives methods that draw their own responses: a reward model that learns from the training
     comparisons, or the judge itself."""
@@ -58,12 +64,20 @@ class Study:
         """Compare, or say what would be compared."""
         console = Console(highlight=False, soft_wrap=True)
         arms = read_arms(self.methods, self.settings.learning_rates)
-        rows = read_rows(self.data, Comparison, columns=column_names(self.columns))
-        pairs = [record for record in rows if isinstance(record, Comparison)]
+        columns = column_names(self.columns)
+        compared = read_rows(self.data, columns=columns).record is Comparison
+        rows = read_rows(self.data, Comparison, columns=columns) if compared else read_prompts(self.data, columns=columns)
+        records = list(rows)
+        pairs = [record for record in records if isinstance(record, Comparison)]
+        prompts = [record for record in records if isinstance(record, Conversation)]
         say_read(rows, console)
         folder = model_folder(self.model)
         if self.dry_run:
-            for title, table in preview(folder, pairs, arms, self.budget, self.settings, judged=bool(self.judge), reward=self.reward):
+            tables = preview(
+                folder, pairs or unjudged(prompts), arms, self.budget, self.settings, judged=bool(self.judge), reward=self.reward,
+                drawn=not pairs,
+            )  # fmt: skip
+            for title, table in tables:
                 console.print(title, markup=False)
                 shown = Table(box=None, padding=(0, 2, 0, 0))
                 for name in table[0]:
@@ -73,20 +87,28 @@ class Study:
                 console.print(shown)
             console.print("dry run: nothing was trained or written; leave out --dry_run to start")
             return
-        judge, key = self.judging()
+        judge, key = self.judging(prompts)
         report = run_study(
-            folder, pairs, arms, out=self.out, budget=self.budget, settings=self.settings, judge=judge, judge_key=key,
+            folder, pairs or prompts, arms, out=self.out, budget=self.budget, settings=self.settings, judge=judge, judge_key=key,
             reward=self.reward,
         )  # fmt: skip
         console.print(f"report: {report}", markup=False)
 
-    def judging(self) -> tuple[Judge | None, str]:
-        """The judge, and what names it: a changed file is another judge."""
+    def judging(self, prompts: Sequence[Conversation]) -> tuple[Judge | None, str]:
+        """The judge, and what names it: a changed file or another answer is another judge."""
         if not self.judge:
             return None, ""
-        judge = judge_named(self.judge, self.settings.max_length, self.settings.device)
-        path = Path(self.judge.rpartition(":")[0])
-        if path.is_file():
-            return judge, f"{path.name}:{self.judge.rpartition(':')[2]} {file_fingerprint(path)[:16]}"
-        folder = Path(self.judge)
-        return judge, f"{folder.name} {directory_fingerprint(folder)[:16]}" if folder.is_dir() else self.judge
+        answers = answers_of(prompts)
+        judge = judge_named(self.judge, self.settings.max_length, self.settings.device, answers=answers)
+        if isinstance(judge, LLMJudge | StoredVotes):
+            raise ValueError(
+                f"--judge {self.judge} compares responses with one another, and a study needs a score that each has by itself: "
+                "let trueline judge write comparisons with it, and give those as --data"
+            )
+        known = [answers[key] for key in sorted(answers)]
+        names = [Path(part.rpartition("=")[0] or part) for part in self.judge.split(",")]
+        files = [directory_fingerprint(path) for path in names if path.is_dir()]
+        path, _, function = self.judge.rpartition(":")
+        files += [file_fingerprint(path)] if Path(path).is_file() else []
+        said = f"{Path(path).name}:{function}" if path else Path(self.judge).name
+        return judge, f"{said} {fingerprint([known, files])[:16]}"

@@ -9,17 +9,15 @@ Left out: the cost of measuring, which is the study's and not the method's; tuni
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
 from trueline.objectives.rounds import OnPolicy
-from trueline.records import Record
 from trueline.study.arms import Arm
 from trueline.study.settings import Budget
-from trueline.study.training import Bench, Drive, positions, probe
+from trueline.study.training import Bench, Drive, Material, probe
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,21 +33,20 @@ class Share:
 
 
 def share_of(
-    bench: Bench, arm: Arm, records: Sequence[Record], budget: Budget, drive: Drive | None, shared: dict[str, float]
+    bench: Bench, arm: Arm, material: Material, budget: Budget, drive: Drive | None, shared: dict[str, float]
 ) -> Share:
     """The updates of each of the arm's policies. `shared`: tokens and seconds of the reward model that it uses, both 0 without one."""
     objective = arm.main.objective
-    if objective is None:
-        return Share(updates=0, how="nothing is trained but the reward model")
+    assert objective is not None, "a selector trains nothing"
     if budget.updates:
         return Share(updates=budget.updates, how="as given")
     rate = float(np.median(arm.learning_rates))
     if budget.tokens:
         stored = not isinstance(objective, OnPolicy)
-        each = tokens_per_update(bench, records) if stored else probe(bench, objective, records, rate, drive)["tokens_per_update"]
+        each = tokens_per_update(material) if stored else probe(bench, objective, material, rate, drive)["tokens_per_update"]
         left = budget.tokens - shared["tokens"]
         return checked(arm, budget, left / each, f"{left:,.0f} of {budget.tokens:,} tokens at {each:,.0f} per update")
-    found = probe(bench, objective, records, rate, drive)
+    found = probe(bench, objective, material, rate, drive)
     left = 60 * budget.minutes - shared["seconds"] - found["seconds_before"]
     how = f"{left:,.0f} of {60 * budget.minutes:,.0f} s at {found['seconds_per_update']:.2f} s per update"
     return checked(arm, budget, left / found["seconds_per_update"], how)
@@ -62,9 +59,9 @@ def checked(arm: Arm, budget: Budget, updates: float, how: str) -> Share:
     return Share(updates=int(updates), how=how)
 
 
-def tokens_per_update(bench: Bench, records: Sequence[Record]) -> float:
+def tokens_per_update(material: Material) -> float:
     """Mean positions of one step over stored rows."""
-    lengths = [length for length in positions(bench, records) if length]
+    lengths = [length for length in material.positions if length]
     if not lengths:
         raise ValueError("no row of the training part can be encoded: look at it with trueline data inspect")
-    return float(np.mean(lengths)) * bench.settings.per_device_train_batch_size
+    return float(np.mean(lengths)) * material.bench.settings.per_device_train_batch_size

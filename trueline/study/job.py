@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from rich.console import Console
@@ -20,26 +20,28 @@ from rich.console import Console
 from trueline.models.files import fingerprint as weights_fingerprint
 from trueline.models.files import load_model
 from trueline.protocols import Judge
-from trueline.records import Comparison
+from trueline.records import Comparison, Conversation
 from trueline.run import Bar, Run
 from trueline.store import fingerprint, local_folder, write_atomic
 from trueline.study.arms import Arm
 from trueline.study.budget import Share, share_of
 from trueline.study.cells import Cells
+from trueline.study.drawn import Drawn, drawn_pairs, unjudged
 from trueline.study.outcome import compile_results, seconds_of
 from trueline.study.report import write_report
-from trueline.study.rewards import train_rewards
+from trueline.study.rewards import Rewards, train_rewards, updates_of
 from trueline.study.rows import Parts, records_of, split
 from trueline.study.settings import Budget, Settings
 from trueline.study.tables import write_tables
-from trueline.study.training import Bench
+from trueline.study.training import Bench, Material
 from trueline.study.work import Job, measure_start, needs_reward, policies, run_arm, tune
 from trueline.tokens import load_tokenizer
+from trueline.tokens.encode import encode_prompt
 
 
 def run_study(
     model: str | Path,
-    pairs: Sequence[Comparison],
+    data: Sequence[Comparison] | Sequence[Conversation],
     arms: Sequence[Arm],
     *,
     out: str | Path,
@@ -53,17 +55,26 @@ def run_study(
     """Compare the arms and return the report's path.
 
     model      the start of every policy, and the reference: a folder or a hub id
+    data       comparisons; or prompts, and the judge says which of the start's own responses it prefers
     judge      gives the scores that count; without one a reward model that learned from other prompts does. `judge_key` names it in
                fingerprints: another key is another judge
     reward     what chooses among draws, and what methods that draw their own responses are driven by: "learned" or "judge"
     """
     budget, settings, out = (budget or Budget()).resolved(), settings or Settings(), Path(out)
-    parts = checked_parts(pairs, arms, judge, reward)
+    prompts = [record for record in data if isinstance(record, Conversation)]
+    pairs = unjudged(prompts) if prompts else [record for record in data if isinstance(record, Comparison)]
+    parts = checked_parts(pairs, arms, judge, reward, drawn=bool(prompts))
     asked = {"methods": [arm.name for arm in arms], "budget": asdict(budget), "settings": asdict(settings), "judge": judge_key}
     with Run(out, asked, identity={"study": 1}, console=console or Console(stderr=True)) as run:
         for line in describe(parts, arms, budget, settings, judge_key):
             run.event(line)
-        job = prepared(bench_of(model, settings, out), arms, parts, judge, judge_key, reward, run)
+        bench, drawn = bench_of(model, settings, out), None
+        if prompts and judge is not None:
+            run.event(f"no comparisons are given: the start answers {len(parts.prompts('train')):,} prompts, and the judge compares")
+            pairs, drawn = drawn_pairs(bench, prompts, judge, judge_key)
+            parts = split(pairs, needs_judge=False)
+        parts = without_long(bench, parts, run)
+        job = prepared(bench, arms, parts, judge, judge_key, reward, run, drawn)
         shares = {arm.name: settle(job, arm, budget) for arm in arms}
         write_atomic(out / "plan.json", json.dumps({name: asdict(share) for name, share in shares.items()}, indent=1))
         for arm in arms:
@@ -86,8 +97,12 @@ def run_study(
     return out / "report.html"
 
 
-def checked_parts(pairs: Sequence[Comparison], arms: Sequence[Arm], judge: Judge | None, reward: str) -> Parts:
+def checked_parts(
+    pairs: Sequence[Comparison], arms: Sequence[Arm], judge: Judge | None, reward: str, *, drawn: bool = False
+) -> Parts:
     """The comparisons by use. What cannot be is refused here, before any work."""
+    if drawn and judge is None:
+        raise ValueError("--data has prompts and no comparisons: name a --judge that says which response is better, or bring comparisons")
     if reward == "judge" and judge is None:
         raise ValueError("--reward judge needs a --judge: name one, or let a learned reward model drive (--reward learned)")
     parts = split(pairs, needs_judge=judge is None)
@@ -105,42 +120,73 @@ def bench_of(model: str | Path, settings: Settings, out: Path) -> Bench:
     loaded.config.refuse_tokenizer(tokenizer.vocab_size)
     key = fingerprint([weights_fingerprint(loaded), (start / "tokenizer.json").read_text(encoding="utf-8")
                        if (start / "tokenizer.json").exists() else "", settings.device])  # fmt: skip
-    return Bench(start=start, start_key=key, tokenizer=tokenizer, settings=settings, cells=Cells(out / "cells"))
+    context = loaded.config.max_length
+    return Bench(start=start, start_key=key, tokenizer=tokenizer, settings=settings, cells=Cells(out / "cells"), context=context)
+
+
+def without_long(bench: Bench, parts: Parts, run: Run) -> Parts:
+    """The parts without prompts that leave the model no room for an answer; they are counted and said."""
+
+    def fits(pair: Comparison) -> bool:
+        return len(encode_prompt(pair.prompt, bench.tokenizer)) + bench.settings.max_new_tokens <= bench.context
+
+    kept = {side: tuple(filter(fits, parts.of(side))) for side in ("tuning", "report")}
+    lost = sum(len(parts.of(side)) - len(pairs) for side, pairs in kept.items())
+    if lost:
+        run.event(f"{lost:,} comparisons to tune and report on are left out: prompt and answer would exceed {bench.context} tokens")
+    if min(map(len, kept.values())) < 2:
+        room = bench.settings.max_new_tokens
+        raise ValueError(f"hardly a prompt leaves room for {room} new tokens within the model's {bench.context}: lower --max_new_tokens")
+    return replace(parts, **kept)
 
 
 def prepared(
-    bench: Bench, arms: Sequence[Arm], parts: Parts, judge: Judge | None, judge_key: str, reward: str, run: Run
+    bench: Bench, arms: Sequence[Arm], parts: Parts, judge: Judge | None, judge_key: str, reward: str, run: Run, drawn: Drawn | None
 ) -> Job:
     """The job with its reward models trained."""
     settings = bench.settings
     rewards = judging = None
     if reward == "learned" and any(map(needs_reward, arms)):
         run.event(f"reward model: {len(settings.learning_rates)} trials, then one per seed, on {len(parts.train):,} comparisons")
-        rewards = train_rewards(bench, parts.train, parts.tuning, settings.learning_rates, settings.seeds)
+        rewards = trained_rewards(bench, parts.train, parts.tuning, settings.seeds, run)
     if judge is None:
         run.event(f"no --judge: a reward model that judges learns from {len(parts.judge):,} comparisons that no method sees")
-        found = train_rewards(bench, parts.judge, parts.tuning, settings.learning_rates, settings.seeds[:1])
-        judging = found.cells[settings.seeds[0]]
+        judging = trained_rewards(bench, parts.judge, parts.tuning, settings.seeds[:1], run).cells[settings.seeds[0]]
+    material = {arm.name: Material(bench, records_of(arm.main.objective, parts)) for arm in arms if arm.main.objective is not None}
     return Job(
         bench=bench, arms=tuple(arms), parts=parts, rewards=rewards, judge=judge, judging=judging,
-        truth_key=judging.key if judging is not None else judge_key,
+        truth_key=judging.key if judging is not None else judge_key, drawn=drawn,
+        material=material,
     )  # fmt: skip
+
+
+def trained_rewards(
+    bench: Bench, pairs: Sequence[Comparison], tuning: Sequence[Comparison], seeds: Sequence[int], run: Run
+) -> Rewards:
+    """Reward models, with a bar of their own."""
+    models = len(bench.settings.learning_rates) - 1 + len(seeds)
+    with Progress(run, models * updates_of(bench, pairs), "reward models") as progress:
+        return train_rewards(bench, pairs, tuning, seeds, progress.tell)
 
 
 def settle(job: Job, arm: Arm, budget: Budget) -> Share:
     """Updates of one arm; the reward model that it uses is charged to it."""
+    if not arm.trains:
+        return Share(updates=0, how="nothing is trained but the reward model")
     shared = {"tokens": 0.0, "seconds": 0.0}
     seed = job.settings.seeds[0]
     if job.rewards is not None and needs_reward(arm):
         cell = job.rewards.cells[seed]
         shared = {"tokens": float(cell.read("trained.json")["trained"]), "seconds": cell.seconds}
+    if job.drawn is not None and job.uses_pairs(arm):
+        shared["seconds"] += job.drawn.cell.seconds * len(job.parts.train) / max(1, len(job.parts.everything))
     about = {
         "arm": arm.name, "rates": arm.learning_rates, "budget": asdict(budget), "model": job.bench.start_key,
         "settings": asdict(job.settings), "pairs": len(job.parts.train),
     }  # fmt: skip
     kept = job.bench.cells.of("share", about)
     drive = job.drive(seed) if needs_reward(arm) else None
-    found = kept.once("share.json", lambda: asdict(share_of(job.bench, arm, job.records(arm), budget, drive, shared)))
+    found = kept.once("share.json", lambda: asdict(share_of(job.bench, arm, job.material[arm.name], budget, drive, shared)))
     return Share(**found)
 
 
@@ -153,16 +199,17 @@ def describe(parts: Parts, arms: Sequence[Arm], budget: Budget, settings: Settin
         f"{len(parts.train):,} comparisons of {counts['train']:,} prompts to train on; {counts['tuning']:,} prompts to tune on, "
         f"{counts['report']:,} to report on ({answered:,} of them are answered){judged}",
         f"{len(arms)} methods, {budget} each, seeds {', '.join(map(str, settings.seeds))}, {len(settings.learning_rates)} trials each: "
-        f"{sum(policies(arm, settings) for arm in arms)} policies to train, judged by {judge_key or 'a reward model of its own'}",
+        f"{sum(policies(arm, settings) for arm in arms)} policies to train, judged by "
+        + (judge_key.split(" ")[0] or "a reward model of its own"),
     ]
 
 
 class Progress:
-    """A bar over the updates of all policies; what is finished already counts."""
+    """A bar over the updates of many runs; what is finished already counts."""
 
-    def __init__(self, run: Run, total: int) -> None:
+    def __init__(self, run: Run, total: int, title: str = "policies") -> None:
         self.total, self.done = max(1, total), dict[str, int]()
-        self.bar = Bar(self.total, "study", console=Console(file=run.console.file, stderr=True))
+        self.bar = Bar(self.total, title, console=Console(file=run.console.file, stderr=True))
 
     def __enter__(self) -> Progress:
         self.bar.__enter__()

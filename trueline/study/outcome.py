@@ -97,6 +97,20 @@ def undominated(points: Sequence[Mapping[str, Any]]) -> list[str]:
     return [one.name for one in frontier(found)]
 
 
+def at_equal_kl(points: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Every arm's reward at the largest KL that all of them have reached, linear between the points of its main setting."""
+    start = next(p for p in points if p["arm"] == START)
+    paths = {}
+    for main in points:
+        if main["main"] and main["arm"] != START:
+            own = [p for p in points if p["arm"] == main["arm"] and (p["label"] == main["label"] or not p["step"])]
+            kl, reward = ([p[name]["estimate"] for p in (start, *own)] for name in ("kl", "reward"))
+            order = np.argsort(kl, kind="stable")
+            paths[main["arm"]] = (np.array(kl)[order], np.array(reward)[order])
+    common = min(float(path[0][-1]) for path in paths.values())
+    return {"kl": common, "reward": {name: float(np.interp(common, *path)) for name, path in paths.items()}}
+
+
 def win_matrix(mains: Sequence[Taken]) -> list[list[dict[str, Any] | None]]:
     """How often the row's answer is scored above the column's, a tie by half; both answer the same prompt with the same luck."""
     return [[None if a is b else mean_of(outcomes(a.true, b.true)).to_dict() for b in mains] for a in mains]
@@ -135,7 +149,7 @@ def compile_results(
         "seeds": len(job.settings.seeds), "budget": str(budget), "settings": to_plain(job.settings), "judge": judge_of(job),
         "prompts": {side: len(job.parts.prompts(side)) for side in ("train", "judge", "tuning", "report")},
         "answered": len(job.prompts("report")), "comparisons": len(job.parts.train),
-        "arms": arms, "points": points, "undominated": undominated(points), "matrix": win_matrix(mains),
+        "arms": arms, "points": points, "undominated": undominated(points), "equal_kl": at_equal_kl(points), "matrix": win_matrix(mains),
         "differences": differences(mains), "calibration": calibrations(job), "samples": samples(job, mains),
     }  # fmt: skip
     results = to_plain(results)
@@ -155,20 +169,22 @@ def cost_of(job: Job, arm: Arm, runs: Runs) -> dict[str, Any]:
     spent = [cell.read("trained.json") for cell in runs.cells]
     cost: dict[str, Any] = {
         name: float(np.mean([one[name] for one in spent])) if spent else 0.0
-        for name in ("trained", "reference", "sampled", "scored")
+        for name in ("trained", "critic", "reference", "sampled", "scored")
     }
+    if job.drawn is not None and job.uses_pairs(arm):
+        cost["sampled"] += job.drawn.positions * len(job.parts.prompts("train"))
     uses = job.rewards is not None and needs_reward(arm)
     cells = job.rewards.cells.values() if uses and job.rewards is not None else ()
     cost["reward_model"] = float(np.mean([cell.read("trained.json")["trained"] for cell in cells])) if uses else 0.0
     forward = cost["reference"] + cost["sampled"] + cost["scored"]
-    cost["total"] = cost["trained"] + cost["reward_model"] + FORWARD * forward
+    cost["total"] = cost["trained"] + cost["critic"] + cost["reward_model"] + FORWARD * forward
     cost["per_answer"] = per_answer(runs.drawn, arm.main.n)
     return cost
 
 
 def free(start_found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The start's cost: its answers."""
-    nothing = dict.fromkeys(("trained", "reference", "sampled", "scored", "reward_model", "total"), 0.0)
+    nothing = dict.fromkeys(("trained", "critic", "reference", "sampled", "scored", "reward_model", "total"), 0.0)
     return nothing | {"per_answer": per_answer([one["drawn"] for one in start_found], 1)}
 
 

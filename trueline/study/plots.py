@@ -50,7 +50,8 @@ def draw_point(axes: Any, one: Mapping[str, Any], colour: str) -> None:
     """A policy with its intervals; those on the way are small and without."""
     kl, reward = one["kl"], one["reward"]
     if not one["main"]:
-        axes.plot(kl["estimate"], reward["estimate"], "o", color=colour, ms=3.2)
+        error = [[reward["estimate"] - reward["low"]], [reward["high"] - reward["estimate"]]]
+        axes.errorbar(kl["estimate"], reward["estimate"], yerr=error, color=colour, fmt="o", ms=3.2, lw=0.7, alpha=0.55)
         return
     errors = [[[part["estimate"] - part["low"]], [part["high"] - part["estimate"]]] for part in (kl, reward)]
     axes.errorbar(kl["estimate"], reward["estimate"], xerr=errors[0], yerr=errors[1], color=colour, fmt="o", ms=6.5, lw=1.1)
@@ -85,8 +86,8 @@ def cost_plot(results: Mapping[str, Any], paint: Paint) -> str:
     """Stacked bars of what each arm's training goes through, in trained positions."""
     figure, axes = new_figure()
     arms = [arm for arm in results["arms"] if arm["name"] != START]
-    parts = (("trained", "policy", 1.0, 0.95), ("reward_model", "reward model", 1.0, 0.62), ("reference", "reference", 1 / 3, 0.42),
-             ("sampled", "sampling", 1 / 3, 0.28), ("scored", "scoring", 1 / 3, 0.16))  # fmt: skip
+    parts = (("trained", "policy", 1.0, 0.95), ("critic", "critic", 1.0, 0.8), ("reward_model", "reward model", 1.0, 0.62),
+             ("reference", "reference", 1 / 3, 0.42), ("sampled", "sampling", 1 / 3, 0.28), ("scored", "scoring", 1 / 3, 0.16))  # fmt: skip
     left = [0.0] * len(arms)
     for name, title, share, alpha in parts:
         widths = [share * arm["cost"][name] / 1e6 for arm in arms]

@@ -17,21 +17,23 @@ from trueline.store import local_folder
 from trueline.study.arms import Arm
 from trueline.study.budget import share_of, tokens_per_update
 from trueline.study.cells import Cells
-from trueline.study.rows import records_of, split
+from trueline.study.rows import Parts, records_of, split
 from trueline.study.settings import Budget, Settings
-from trueline.study.training import Bench, generations, positions
+from trueline.study.training import Bench, Material, generations
 from trueline.study.work import needs_reward, policies
 from trueline.tokens import load_tokenizer
 
 Table = list[dict[str, Any]]
+AFTER = "after drawing"
 PROBED = ("updates", "positions each")
 """What a budget in minutes, or in tokens that are yet to be drawn, leaves to a probe."""
 
 
 def preview(
-    model: str | Path, pairs: Sequence[Comparison], arms: Sequence[Arm], budget: Budget, settings: Settings, *, judged: bool, reward: str
+    model: str | Path, pairs: Sequence[Comparison], arms: Sequence[Arm], budget: Budget, settings: Settings, *, judged: bool, reward: str,
+    drawn: bool = False,
 ) -> list[tuple[str, Table]]:
-    """(title, rows) of each table."""
+    """(title, rows) of each table. `drawn`: the responses are not there yet (study.drawn)."""
     budget = budget.resolved()
     parts = split(pairs, needs_judge=not judged)
     start = local_folder(model, "tokenizer")
@@ -41,13 +43,13 @@ def preview(
         for side, purpose in (("train", "methods and the reward models that drive them"), ("judge", "the reward model that judges"),
                               ("tuning", "learning rates"), ("report", "everything that is reported"))
     ]  # fmt: skip
-    cells = [cell_row(bench, arm, parts, budget) for arm in arms]
+    cells = [cell_row(bench, arm, parts, budget, drawn) for arm in arms]
     rewards: Table = []
     for side, used in (("train", reward == "learned" and any(map(needs_reward, arms))), ("judge", not judged)):
         if used:
             count = len(settings.learning_rates) - 1 + (len(settings.seeds) if side == "train" else 1)
-            each = sum(positions(bench, parts.of(side)))
-            rewards.append({"reward model": f"on the {side} part", "models": count, "positions each": f"{each:,}"})
+            each = AFTER if drawn else f"{sum(Material(bench, parts.of(side)).positions):,}"
+            rewards.append({"reward model": f"on the {side} part", "models": count, "positions each": each})
     answered = min(len(parts.prompts("report")), settings.report_prompts or len(pairs))
     tuned = min(len(parts.prompts("tuning")), settings.tuning_prompts or len(pairs))
     measured = sum(len(arm.settings) * len(settings.seeds) * settings.checkpoints for arm in arms if arm.trains)
@@ -60,23 +62,26 @@ def preview(
     return [*tables[:2], *([("reward models to train", rewards)] if rewards else []), tables[2]]
 
 
-def cell_row(bench: Bench, arm: Arm, parts: Any, budget: Budget) -> dict[str, Any]:
+def cell_row(bench: Bench, arm: Arm, parts: Parts, budget: Budget, drawn: bool) -> dict[str, Any]:
     """One arm."""
     row: dict[str, Any] = {"method": arm.name, "policies": policies(arm, bench.settings), "updates": "–", "positions each": "–"}
     objective = arm.main.objective
     if objective is None:
         return row | {"remark": f"draws {arm.main.n} responses per answer"}
-    records = records_of(objective, parts)
+    material = Material(bench, records_of(objective, parts))
     if isinstance(objective, OnPolicy):
         responses = generations(objective, bench.settings)
         longest = bench.settings.max_new_tokens * responses
-        each = bench.settings.per_device_train_batch_size * (float(np.mean(positions(bench, records))) + longest)
+        each = bench.settings.per_device_train_batch_size * (float(np.mean(material.prompt_lengths)) + longest)
         known = budget.updates
         remark = f"draws {responses} responses per prompt"
         row |= {"updates": f"{known:,}", "positions each": f"{known * each:,.0f} at most"} if known else dict.fromkeys(PROBED, "by a probe")
         return row | {"remark": remark}
+    if drawn:
+        updates = f"{budget.updates:,}" if budget.updates else AFTER
+        return row | {"updates": updates, "positions each": AFTER, "remark": f"{len(parts.prompts('train')):,} prompts"}
     if budget.minutes:
-        return row | dict.fromkeys(PROBED, "by a probe") | {"remark": f"{len(records):,} rows"}
-    share = share_of(bench, arm, records, budget, None, {"tokens": 0.0, "seconds": 0.0})
-    total = share.updates * tokens_per_update(bench, records)
-    return row | {"updates": f"{share.updates:,}", "positions each": f"{total:,.0f}", "remark": f"{len(records):,} rows"}
+        return row | dict.fromkeys(PROBED, "by a probe") | {"remark": f"{len(material.records):,} rows"}
+    share = share_of(bench, arm, material, budget, None, {"tokens": 0.0, "seconds": 0.0})
+    total = share.updates * tokens_per_update(material)
+    return row | {"updates": f"{share.updates:,}", "positions each": f"{total:,.0f}", "remark": f"{len(material.records):,} rows"}

@@ -72,8 +72,10 @@ MATRIX_NOTE = (
 )
 COST_NOTE = (
     "Thousand token positions of one policy at the main setting, means over seeds; a prompt that several responses share counts once. "
+    "Policy, critic and reward model: trained on; reference and scored: read. "
     "The reward model is trained once per seed and charged in full to every method that uses it. The sum counts a position that is "
-    "read or drawn as a third of one that is trained on. Minutes are this machine's. An answer's tokens are those drawn for it."
+    "read or drawn as a third of one that is trained on. Minutes are this machine's. An answer draws tokens, and where it is chosen "
+    "among several, the reward model reads them."
 )
 
 
@@ -99,10 +101,10 @@ def setting(results: Mapping[str, Any]) -> str:
 def arm_table(results: Mapping[str, Any], seconds: Mapping[str, Any], paint: Mapping[str, str]) -> str:
     """One row per arm at its main setting."""
     head = (
-        "<tr><th>Method</th><th>Reward</th><th>Gain over the start</th><th>Wins against the start</th><th>KL</th><th>Tokens per answer</th>"
-        "<th>Draws per answer</th><th>Updates</th><th>Minutes</th></tr>"
+        "<tr><th>Method</th><th>Reward</th><th>Gain over the start</th><th>Wins against the start</th><th>KL</th>"
+        f"<th>Reward at KL {results['equal_kl']['kl']:.2f}</th><th>Tokens per answer</th><th>Updates</th><th>Minutes</th></tr>"
     )
-    rows = []
+    rows, equal = [], results["equal_kl"]["reward"]
     for arm, wins in zip(results["arms"], results["matrix"], strict=True):
         main, chosen = arm["main"], arm["name"] == results["verdict"]["choose"]
         clock = seconds.get(arm["name"])
@@ -110,7 +112,7 @@ def arm_table(results: Mapping[str, Any], seconds: Mapping[str, Any], paint: Map
             name_cell(arm["name"], paint, main["label"]), with_half(main["reward"]),
             "–" if main is results["arms"][0]["main"] else with_range(main["gain"], "+.2f"),
             "–" if wins[0] is None else with_range(wins[0], ".0%"),
-            with_half(main["kl"]), f"{main['tokens']['estimate']:.1f}", f"{arm['cost']['per_answer']['draws']:.0f}",
+            with_half(main["kl"]), f"{equal[arm['name']]:.2f}" if arm["name"] in equal else "–", f"{main['tokens']['estimate']:.1f}",
             f"{arm['updates']:,}" if arm["updates"] else "–",
             f"{(clock['policy'] + clock['reward_model']) / 60:.1f}" if clock else "–",
         ]  # fmt: skip
@@ -125,8 +127,9 @@ def legend(results: Mapping[str, Any]) -> str:
     return (
         f"{sampling['samples']} answers to each prompt at temperature {sampling['temperature']:g}, at most {sampling['max_new_tokens']} "
         f"tokens. Intervals are 95%, over prompts{' and seeds' if results['seeds'] > 1 else ' (one seed)'}. KL from the start in nats per "
-        "answer, exact over the vocabulary at every token; that of an answer chosen among n is the bound log n - (n-1)/n. Minutes include "
-        "the reward model where one is used."
+        "answer, exact over the vocabulary at every token; that of an answer chosen among n is the bound log n - (n-1)/n. Where all "
+        "have come as far, their rewards are compared at equal KL, linear between the policies on their way. Minutes include the reward "
+        f"model where one is used. Not beaten in both KL and reward: {', '.join(results['undominated'])}."
     )
 
 
@@ -152,13 +155,13 @@ def matrix_table(results: Mapping[str, Any], paint: Mapping[str, str]) -> str:
 def cost_table(results: Mapping[str, Any], seconds: Mapping[str, Any], paint: Mapping[str, str]) -> str:
     """Token positions and minutes of every arm."""
     head = (
-        "<tr><th>Method</th><th>Policy trained</th><th>Reward model trained</th><th>Reference</th><th>Sampled</th><th>Scored</th>"
-        "<th>Sum</th><th>Policy, minutes</th><th>Reward model, minutes</th><th>Tokens drawn per answer</th><th>read per answer</th></tr>"
+        "<tr><th>Method</th><th>Policy</th><th>Critic</th><th>Reward model</th><th>Reference</th><th>Sampled</th><th>Scored</th>"
+        "<th>Sum</th><th>Minutes, policy</th><th>and reward model</th><th>An answer draws</th><th>and reads</th></tr>"
     )
     rows = []
     for arm in results["arms"][1:]:
         cost, clock = arm["cost"], seconds.get(arm["name"], {"policy": 0.0, "reward_model": 0.0})
-        parts = [cost[name] / 1e3 for name in ("trained", "reward_model", "reference", "sampled", "scored", "total")]
+        parts = [cost[name] / 1e3 for name in ("trained", "critic", "reward_model", "reference", "sampled", "scored", "total")]
         cells = [name_cell(arm["name"], paint), *(f"{part:,.0f}" if part else "–" for part in parts),
                  *(f"{clock[name] / 60:.1f}" if clock[name] else "–" for name in ("policy", "reward_model")),
                  *(f"{cost['per_answer'][name]:.0f}" if cost["per_answer"][name] else "–" for name in ("tokens", "scored"))]  # fmt: skip

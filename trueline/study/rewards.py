@@ -7,9 +7,9 @@ pleases it has not only learned to please them (Bai et al., 2204.05862, section 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,7 @@ from trueline.objectives.reward import Reward
 from trueline.records import Comparison
 from trueline.store import fingerprint
 from trueline.study.cells import Cell
-from trueline.study.training import Bench, trained
+from trueline.study.training import Bench, Material, forget_checkpoints, trained
 from trueline.tokens import EncodeStats, encode_comparison
 
 OBJECTIVE = Reward(center_rewards_coefficient=0.01)
@@ -41,17 +41,29 @@ class Rewards:
 
 
 def train_rewards(
-    bench: Bench, pairs: Sequence[Comparison], tuning: Sequence[Comparison], rates: Sequence[float], seeds: Sequence[int]
+    bench: Bench, pairs: Sequence[Comparison], tuning: Sequence[Comparison], seeds: Sequence[int], tell: Callable[[str, int], None]
 ) -> Rewards:
-    """One trial per learning rate with the first seed, then one model per seed."""
-    updates = -(-len(pairs) // bench.settings.per_device_train_batch_size)
+    """One trial per learning rate with the first seed, then one model per seed. `tell` hears how far each is."""
+    updates, material, rates = updates_of(bench, pairs), Material(bench, pairs), bench.settings.learning_rates
 
     def one(rate: float, seed: int) -> Cell:
-        return trained(bench, OBJECTIVE, pairs, learning_rate=rate, updates=updates, seed=seed, kind="reward")
+        name = f"reward model, learning rate {rate:g}, seed {seed}"
+        told = partial(tell, name)
+        found = trained(
+            bench, OBJECTIVE, material, learning_rate=rate, updates=updates, seed=seed, kind="reward", tell=lambda step, _: told(step),
+        )  # fmt: skip
+        told(updates)
+        forget_checkpoints(found)
+        return found
 
     trials = [{"learning_rate": rate, "score": -calibration(bench, one(rate, seeds[0]), tuning)["nll"]} for rate in rates]
     best = max(trials, key=lambda trial: trial["score"])["learning_rate"]
     return Rewards(cells={seed: one(best, seed) for seed in seeds}, learning_rate=best, trials=trials)
+
+
+def updates_of(bench: Bench, pairs: Sequence[Comparison]) -> int:
+    """One pass."""
+    return -(-len(pairs) // bench.settings.per_device_train_batch_size)
 
 
 def scorer_of(bench: Bench, cell: Cell) -> RewardScorer:
@@ -79,7 +91,3 @@ def calibration(bench: Bench, cell: Cell, pairs: Sequence[Comparison]) -> dict[s
     found: dict[str, Any] = cell.once(f"calibration-{name}.json", compute)
     return found
 
-
-def folder_of(cell: Cell) -> Path:
-    """The model."""
-    return cell.folder / "run"

@@ -41,6 +41,10 @@ class Parts:
         kept = sorted(found)[: most or None]
         return [found[key] for key in kept]
 
+    @property
+    def everything(self) -> tuple[Comparison, ...]:
+        return (*self.train, *self.judge, *self.tuning, *self.report)
+
     def of(self, part: str) -> tuple[Comparison, ...]:
         return {"train": self.train, "judge": self.judge, "tuning": self.tuning, "report": self.report}[part]
 
@@ -71,11 +75,12 @@ def split(pairs: Sequence[Comparison], *, needs_judge: bool) -> Parts:
 
 def records_for(kind: type[Record], pairs: Sequence[Comparison]) -> list[Record]:
     """Preferences as records of this kind. A conversation is the prompt with the response that was preferred; ratings say of both
-    responses of a pair whether they are wanted (a tie says nothing)."""
+    responses of a pair whether they are wanted. To both a tie says nothing; a pair loss knows what to do with it."""
     if kind is Comparison:
         return list(pairs)
     if kind is Conversation:
-        return [Conversation(messages=pair.prompt + pair.responses[best_first(pair)[0]], source=pair.source) for pair in pairs]
+        decided = [pair for pair in pairs if max(worth(pair)) > min(worth(pair))]
+        return [Conversation(messages=pair.prompt + pair.responses[best_first(pair)[0]], source=pair.source) for pair in decided]
     if kind is Rating:
         return [rating for pair in pairs for rating in ratings(pair)]
     raise ValueError(f"a preference file gives no {kind.__name__} records, so a method that trains on them cannot take part")

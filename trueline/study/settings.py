@@ -77,6 +77,8 @@ class Settings:
         refuse_outside(self, 1, "per_device_train_batch_size", "max_length", "checkpoints", "samples", "max_new_tokens")
         refuse_outside(self, 0, "report_prompts", "tuning_prompts", "lora_r", "num_generations")
         refuse_outside(self, 1e-3, "temperature")
+        if 0 < self.report_prompts < 4:
+            raise ValueError(f"--report_prompts is {self.report_prompts}: it must be at least 4, or 0 for all")
         if not self.seeds or len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
             raise ValueError("--seeds needs different numbers of at least 0, such as 0 1")
 

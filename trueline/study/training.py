@@ -13,6 +13,7 @@ import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +25,17 @@ from trueline.objectives.base import Objective
 from trueline.objectives.rounds import OnPolicy
 from trueline.protocols import Judge, Scorer
 from trueline.records import Record, RolloutConfig
+from trueline.rows.inspection import prompt_of
 from trueline.run import Sink, read_json, read_lines
 from trueline.serve.engine import Engine
 from trueline.store import fingerprint
 from trueline.study.cells import Cell, Cells
 from trueline.study.settings import Settings
 from trueline.tokens import EncodeStats, Tokenizer
+from trueline.tokens.encode import encode_prompt
 from trueline.train import train
 from trueline.train.checkpoint import checkpoints
+from trueline.train.critic import Criticised
 from trueline.train.data import encode_records
 
 ABOUT = ("source", "annotator", "time")
@@ -50,6 +54,8 @@ class Bench:
     tokenizer: Tokenizer
     settings: Settings
     cells: Cells
+    context: int = 2**30
+    """Most tokens that the model reads."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,10 +73,34 @@ class Drive:
         return Rollouts(Engine, judge=self.judge, reward=self.reward() if self.reward is not None else None)
 
 
+class Material:
+    """Records to train on, with what is asked of them again and again computed once."""
+
+    def __init__(self, bench: Bench, records: Sequence[Record]) -> None:
+        self.bench, self.records = bench, records
+
+    @cached_property
+    def key(self) -> str:
+        """Names them by what is trained on, not by where they lie."""
+        about = ([name, part] for record in self.records for name, part in asdict(record).items() if name not in ABOUT)
+        return fingerprint(list(about))
+
+    @cached_property
+    def positions(self) -> list[int]:
+        """Token positions of each record's rows, a shared prompt counted once."""
+        rows = encode_records(self.records, self.bench.tokenizer, self.bench.settings.max_length, EncodeStats())
+        return [sum(map(tree_tokens, found)) for found in rows]
+
+    @cached_property
+    def prompt_lengths(self) -> list[int]:
+        """Tokens of each record's prompt."""
+        return [len(encode_prompt(prompt_of(record), self.bench.tokenizer)) for record in self.records]
+
+
 def trained(
     bench: Bench,
     objective: Objective,
-    records: Sequence[Record],
+    material: Material,
     *,
     learning_rate: float,
     updates: int,
@@ -82,18 +112,18 @@ def trained(
     """The cell of this training, finished: trained.json says what was computed, and which steps were kept. `tell` hears of every
     logged step."""
     options = training_options(bench, objective, learning_rate, updates, seed)
-    cell = bench.cells.of(kind, inputs_of(bench, objective, records, options, drive))
     marks = bench.settings.saved_steps(updates) if kind == "policy" else [updates]
+    cell = bench.cells.of(kind, inputs_of(bench, objective, material, options, drive) | {"kept": marks})
     run = cell.folder / "run"
 
     def compute() -> dict[str, Any]:
         train(
-            objective, bench.start, records, out=run, tokenizer=bench.tokenizer, sinks=[tell],
+            objective, bench.start, material.records, out=run, tokenizer=bench.tokenizer, sinks=[tell],
             save_steps=marks[0], save_total_limit=0,
             logging_steps=max(1, updates // 50), reference_cache=str(bench.cells.root / ".reference"), device=bench.settings.device,
             **helpers(objective, drive), **options,
         )  # fmt: skip
-        spent = cost(bench, objective, records, run)
+        spent = cost(bench, objective, material, run)
         there = sorted(step for step, _ in checkpoints(run) if step <= spent["updates"])  # a round may take several steps
         steps = {next(step for step in there if step >= mark) for mark in marks if mark <= there[-1]}
         return spent | {"saved": sorted(steps | {spent["updates"]})}
@@ -124,13 +154,12 @@ def generations(objective: Objective, settings: Settings) -> int:
 
 
 def inputs_of(
-    bench: Bench, objective: Objective, records: Sequence[Record], options: Mapping[str, Any], drive: Drive | None
+    bench: Bench, objective: Objective, material: Material, options: Mapping[str, Any], drive: Drive | None
 ) -> dict[str, Any]:
     """What a training is made from."""
     method = {"verb": objective.verb} | asdict(objective)  # type: ignore[call-overload]
-    rows = fingerprint([{name: part for name, part in asdict(record).items() if name not in ABOUT} for record in records])
     driven = drive.key if drive is not None and isinstance(objective, OnPolicy) else ""
-    return {"objective": method, "model": bench.start_key, "rows": rows, "training": options, "driven by": driven}
+    return {"objective": method, "model": bench.start_key, "rows": material.key, "training": options, "driven by": driven}
 
 
 def helpers(objective: Objective, drive: Drive | None) -> dict[str, Any]:
@@ -138,28 +167,24 @@ def helpers(objective: Objective, drive: Drive | None) -> dict[str, Any]:
     return {"rollouts": drive.rollouts()} if isinstance(objective, OnPolicy) and drive is not None else {}
 
 
-def cost(bench: Bench, objective: Objective, records: Sequence[Record], run: Path) -> dict[str, Any]:
+def cost(bench: Bench, objective: Objective, material: Material, run: Path) -> dict[str, Any]:
     """Token positions by what they went through, a shared prompt counted once."""
     finished = read_json(run / "finished.json", steps=int, num_tokens=int)
-    lengths = positions(bench, records)
-    spent = {"updates": finished["steps"], "trained": finished["num_tokens"], "reference": 0, "sampled": 0, "scored": 0}
+    spent = {"updates": finished["steps"], "trained": finished["num_tokens"], "critic": 0, "reference": 0, "sampled": 0, "scored": 0}
     if isinstance(objective, OnPolicy):
         drawn = prompts = 0.0
         for line in read_lines(run / "metrics.jsonl"):
             responses = line.get("counts", {}).get("completions/mean_length", 0)
             drawn += responses * (line.get("completions/mean_length") or 0.0)
             prompts += responses / generations(objective, bench.settings)
-        spent["sampled"] = spent["scored"] = round(drawn + prompts * float(np.mean(lengths)))
+        spent["sampled"] = spent["scored"] = round(drawn + prompts * float(np.mean(material.prompt_lengths)))
         spent["reference"] = spent["sampled"] if "reference" in objective.needs else 0
+        if isinstance(objective, Criticised) and objective.critic != "shared":  # a model of its own: trained, and asked for values
+            spent["critic"] = spent["trained"]
+            spent["scored"] += spent["sampled"]
     elif "reference" in objective.needs:
-        spent["reference"] = sum(lengths)
+        spent["reference"] = sum(material.positions)
     return spent
-
-
-def positions(bench: Bench, records: Sequence[Record]) -> list[int]:
-    """Token positions of each record's rows; of a prompt alone, its own."""
-    rows = encode_records(records, bench.tokenizer, bench.settings.max_length, EncodeStats())
-    return [sum(map(tree_tokens, found)) for found in rows]
 
 
 def saved(cell: Cell, step: int) -> Path:
@@ -177,20 +202,20 @@ def forget_checkpoints(cell: Cell) -> None:
 
 
 def probe(
-    bench: Bench, objective: Objective, records: Sequence[Record], learning_rate: float, drive: Drive | None
+    bench: Bench, objective: Objective, material: Material, learning_rate: float, drive: Drive | None
 ) -> dict[str, float]:
     """Seconds before the first update, and seconds and trained positions per update: from a few updates that are thrown away."""
     a_round = objective.rounds.steps if isinstance(objective, OnPolicy) else 1
     updates = max(PROBE_UPDATES, 3 * a_round)
     options = training_options(bench, objective, learning_rate, updates, 0)
-    cell = bench.cells.of("probe", inputs_of(bench, objective, records, options, drive))
+    cell = bench.cells.of("probe", inputs_of(bench, objective, material, options, drive))
     run = cell.folder / "run"
 
     def compute() -> dict[str, float]:
         shutil.rmtree(run, ignore_errors=True)
         began = time.monotonic()
         train(
-            objective, bench.start, records, out=run, tokenizer=bench.tokenizer, save_steps=0, logging_steps=1,
+            objective, bench.start, material.records, out=run, tokenizer=bench.tokenizer, save_steps=0, logging_steps=1,
             reference_cache=str(run / "reference"), device=bench.settings.device, **helpers(objective, drive), **options,
         )  # fmt: skip
         seconds = time.monotonic() - began

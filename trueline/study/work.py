@@ -19,16 +19,17 @@ from trueline.align.group import judged, prompt_key, scored
 from trueline.models.files import load_model
 from trueline.objectives.rounds import OnPolicy
 from trueline.protocols import Judge
-from trueline.records import Messages, Record
+from trueline.records import Messages
 from trueline.store import fingerprint
 from trueline.study.arms import Arm, Setting
 from trueline.study.budget import Share
 from trueline.study.cells import Cell
+from trueline.study.drawn import Drawn
 from trueline.study.measure import Rate, Way, answers
 from trueline.study.rewards import Rewards, scorer_of
-from trueline.study.rows import Parts, records_of
+from trueline.study.rows import Parts
 from trueline.study.settings import Settings
-from trueline.study.training import Bench, Drive, forget_checkpoints, saved, trained
+from trueline.study.training import Bench, Drive, Material, forget_checkpoints, saved, trained
 
 Step = Callable[[str, int], None]
 """Hears that so many updates of this run are done."""
@@ -48,6 +49,10 @@ class Job:
     """The reward model that judges where no judge is given."""
     truth_key: str
     """Names who judges."""
+    material: Mapping[str, Material]
+    """What each arm trains on."""
+    drawn: Drawn | None = None
+    """Where the comparisons are the start's own responses: what they cost."""
 
     @property
     def settings(self) -> Settings:
@@ -76,9 +81,9 @@ class Job:
         rewards = self.rewards
         return Drive(key=rewards.cells[seed].key, reward=lambda: rewards.scorer(self.bench, seed))
 
-    def records(self, arm: Arm) -> list[Record]:
-        """What the arm trains on."""
-        return records_of(arm.main.objective, self.parts) if arm.main.objective is not None else []
+    def uses_pairs(self, arm: Arm) -> bool:
+        """Whether the arm learns from the comparisons: itself, or by its reward model."""
+        return self.rewards is not None if needs_reward(arm) else True
 
     def prompts(self, part: str) -> list[Messages]:
         """Those that are answered."""
@@ -152,7 +157,7 @@ def train_setting(job: Job, arm: Arm, setting: Setting, rate: float, share: Shar
     name = f"{setting.label}, learning rate {rate:g}, seed {seed}"
     tell(name, 0)
     cell = trained(
-        job.bench, setting.objective, job.records(arm), learning_rate=rate, updates=share.updates, seed=seed,
+        job.bench, setting.objective, job.material[arm.name], learning_rate=rate, updates=share.updates, seed=seed,
         drive=job.drive(seed) if needs_reward(arm) else None, tell=lambda step, _: tell(name, step),
     )  # fmt: skip
     tell(name, share.updates)
