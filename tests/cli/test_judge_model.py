@@ -93,3 +93,17 @@ def test_responses_that_say_nothing(trueline: Trueline, tmp_path: Path) -> None:
         code, _, error = trueline("judge", "--data", data, "--judge", f"{rule}:same", "--out", out)
         assert code == 2 and sentence in error, error
         assert not out.exists()
+
+
+def test_training_ends_in_one_sentence_when_nobody_is_there(trueline: Trueline, tiny: Path, drawn: Path, tmp_path: Path) -> None:
+    """A judge that answers at first and then is gone: exit code 2, and what it said is kept."""
+    out = tmp_path / "run"
+    with serving(lambda question, number: "Fair.\n[[5]]" if number < 4 else "close") as server:
+        code, _, error = trueline(
+            "grpo", "--model", tiny, "--data", drawn, "--judge", f"{server.url}#m", "--judge_form", "rating", "--judge_retries", 1,
+            "--out", out, "--max_steps", 3, "--num_generations", 2, "--max_completion_length", 4, "--per_device_train_batch_size", 2,
+            "--eval_share", 0, "--max_length", 64,
+        )  # fmt: skip
+    last = error.strip().splitlines()[-1]
+    assert code == 2 and last.startswith("error: the judge at") and "gave no answer in 2 tries" in last and "Traceback" not in error
+    assert (tmp_path / "run.verdicts.sqlite").exists()
