@@ -19,7 +19,7 @@ are paired. The worlds are computed side by side, as one batch of networks.
 In the neural world the best action is one for all states, as in the authors' code. That code feeds DPO probabilities for
 log-probabilities; here it has log-probabilities.
 
-Cost: 2 minutes on one core for 100 worlds. Prints the tables of docs/recipes/out_of_preference.md.
+Cost: 3 minutes on one core for 100 worlds. Prints the tables of docs/recipes/out_of_preference.md.
 """
 
 from __future__ import annotations
