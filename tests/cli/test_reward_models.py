@@ -60,7 +60,9 @@ def test_ratings_become_a_reward_model_of_categories(trueline: Trueline, tiny: P
 
 
 def test_levels_and_weights(trueline: Trueline, tiny: Path, pairs: Path, tmp_path: Path) -> None:
+    from trueline.cli.judge import judge_named
     from trueline.models.files import load_scalar_model
+    from trueline.records import TEXT, Message
 
     for seed, name in enumerate(("helpful", "harmless")):
         code, _, err = trueline(
@@ -79,6 +81,11 @@ def test_levels_and_weights(trueline: Trueline, tiny: Path, pairs: Path, tmp_pat
         assert code == 0, err
         return float(out.split("mean ")[1].split(",")[0])
 
+    judge = judge_named(str(tmp_path / "helpful"))
+    prompt, said = (Message(role=TEXT, content="Count."),), [(Message(role=TEXT, content=text),) for text in ("One, two.", "Seven.")]
+    both_scores = judge.judge(prompt, said)
+    assert judge.judge(prompt, said[1:]) == pytest.approx(both_scores[1:], abs=1e-5)  # alone
+    assert judge.judge(prompt, [said[0], said[0]]) == pytest.approx([both_scores[0]] * 2, abs=1e-5)  # and beside its like
     one, two = mean(str(tmp_path / "helpful")), mean(str(tmp_path / "harmless"))
     both = mean(f"{tmp_path / 'helpful'}=0.5,{tmp_path / 'harmless'}=-2")
     assert both == pytest.approx(0.5 * one - 2 * two, abs=0.01 * (abs(one) + 2 * abs(two)))  # three digits are printed

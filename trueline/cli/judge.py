@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -26,13 +26,13 @@ from trueline.align.votes import StoredVotes
 from trueline.cli.places import FILE, JUDGES, model_folder
 from trueline.cli.text import messages_of
 from trueline.protocols import Judge as Judging
-from trueline.records import Comparison, Conversation, Messages, Ranking, Row
+from trueline.records import Comparison, Conversation, Messages, Ranking, Rating, Row
 from trueline.rows import read_rows, write_rows
 from trueline.rows.messages import answer_of
 from trueline.rows.readers import Unreadable, parse_json, read_objects
 from trueline.run import Bar
 from trueline.store import local_folder
-from trueline.tokens import encode_comparison, load_tokenizer
+from trueline.tokens import encode_rating, load_tokenizer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -210,17 +210,17 @@ def judge_named(
     tokenizer = load_tokenizer(folder)
     config.refuse_tokenizer(tokenizer.vocab_size)
 
-    def encode(prompt: Messages, responses: tuple[Messages, ...]) -> Row:
-        order = Ranking(tuple(range(1, len(responses) + 1)))
-        row = encode_comparison(Comparison(prompt=prompt, responses=responses, judgement=order), tokenizer, max_length)
-        if row is None:
+    def encode(prompt: Messages, responses: Sequence[Messages]) -> Row:
+        """One response, or equal ones, are no comparison, but each can be scored."""
+        rows = [encode_rating(Rating(prompt=prompt, response=one, score=0.0), tokenizer, max_length) for one in responses]
+        if any(row is None for row in rows):
             raise ValueError(
                 f"the prompt {text_of(prompt)[:60]!r} does not fit in --max_length {max_length} with its responses"
             )
-        return row
+        found = [row for row in rows if row is not None]
+        return Row(ids=tuple(row.ids[0] for row in found), scored=tuple(row.scored[0] for row in found))
 
-    scorer = RewardScorer(load_scalar_model(folder, device=device))
-    return ScorerJudge(scorer, lambda prompt, responses: encode(prompt, tuple(responses)), name)
+    return ScorerJudge(RewardScorer(load_scalar_model(folder, device=device)), encode, name)
 
 
 def rule_judge(rule: Callable[..., float], answers: Answers, name: str) -> RuleJudge:
