@@ -111,7 +111,7 @@ def serve(text: str, requests: int, replies: int) -> None:
             line = json.dumps({"value": packed(work(), keep)})
         except BaseException as error:  # the code may raise anything; the tests are told
             line = json.dumps({"raise": type(error).__name__, "text": str(error)[:500]})
-        os.write(replies, line.encode() + b"\n") if len(line) < 4096 else _write(replies, line.encode() + b"\n")
+        _write(replies, line.encode() + b"\n")
 
     def names() -> dict[str, Any]:
         module = module_of("solution", text, {})
