@@ -145,6 +145,7 @@ def main() -> None:
     parser.add_argument("--model", default="base", help='a folder, a hub id, or "base"')
     parser.add_argument("--learning_rate", type=float, default=1e-3)
     parser.add_argument("--epochs", type=float, default=1.0)
+    parser.add_argument("--max_steps", type=int, default=0, help="stop after so many steps of 16 solutions; 0 is by --epochs")
     parser.add_argument("--questions", type=int, default=663, help="of the test set")
     parser.add_argument("--k", type=int, default=8, help="solutions per question")
     parser.add_argument("--temperature", type=float, default=0.7)
@@ -154,7 +155,7 @@ def main() -> None:
     if not (data / "train.jsonl.gz").is_file():
         raise SystemExit(f"TRUELINE_DATA names no folder with gsm8k/train.jsonl.gz: {data} has none")
     print(run(data, args.out, model=args.model, rate=args.learning_rate, epochs=args.epochs, questions=args.questions, k=args.k,
-              temperature=args.temperature, seed=args.seed))  # fmt: skip
+              temperature=args.temperature, seed=args.seed, steps=args.max_steps))  # fmt: skip
 
 
 if __name__ == "__main__":
