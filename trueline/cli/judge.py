@@ -69,9 +69,9 @@ class Judge:
     data: Annotated[Path, tyro.conf.arg(metavar="FILE.jsonl")]
     """Responses: JSON lines with prompt and responses."""
     judge: Annotated[str, tyro.conf.arg(metavar=JUDGES)]
-    """Who judges: a reward model; a rule of yours, a Python function of prompt and response (and the row's answer, if it takes
-    three) that returns a number, more is better; or a check of what is right: exact_answer, regex:PATTERN, json_schema:FILE,
-    unit_tests (the row's, in a sandbox)."""
+    """Who judges: a reward model; a language model behind a URL (with --judge_model); a rule of yours, a Python function of prompt and
+    response (and the row's answer, if it takes three) that returns a number, more is better; a check of what is right: exact_answer,
+    regex:PATTERN, json_schema:FILE, unit_tests (the row's, in a sandbox); stored votes, votes:FILE."""
     out: Annotated[Path, tyro.conf.arg(metavar="FILE.jsonl")]
     """Where the comparisons go: .jsonl, .jsonl.gz, .jsonl.zst or .parquet."""
     select: Literal["ranking", "best_vs_worst"] = "ranking"
