@@ -200,6 +200,90 @@ def kto(world: World, rows: Sequence[Row], beta: float) -> np.ndarray:
     return policy_PV
 
 
+def k_terms(d: Tensor, estimator: str) -> Tensor:
+    """Schulman's estimators of d = log pi - log ref of a drawn token."""
+    return {"k1": d, "k2": d.square() / 2, "k3": torch.expm1(-d) + d}[estimator]
+
+
+Field = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""(log pi of every token [P, V, L], the same less log ref, pi of every response [P, V] without gradient) -> [P, V]."""
+
+
+def followed(world: World, earned: Field, steps: int = 600) -> np.ndarray:
+    """Where sum_y pi(y) grad earned(y) vanishes, pi(y) held fixed: the expected gradient of a loss on drawn responses, which is
+    the gradient of no function, as the draws carry none. Followed with Adam over the table of logits until it is 0."""
+    states, tokens, mask = (torch.from_numpy(x) for x in world.paths)
+    logits = torch.from_numpy(world.reference_logits_VA.copy()).requires_grad_()
+    reference_PVL = torch.log_softmax(logits.detach(), 1)[states, tokens] * mask
+    optimizer = torch.optim.Adam([logits])
+    for step in range(steps):
+        logps_PVL = torch.log_softmax(logits, 1)[states, tokens] * mask
+        probs_PV = logps_PVL.detach().sum(2).exp()
+        optimizer.param_groups[0]["lr"] = 0.1 * (1 - step / steps)
+        optimizer.zero_grad()
+        (-probs_PV * earned(logps_PVL, logps_PVL - reference_PVL, probs_PV)).sum().backward()
+        optimizer.step()
+    with torch.no_grad():
+        return (torch.log_softmax(logits, 1)[states, tokens] * mask).sum(2).exp().numpy()
+
+
+def group_relative(
+    world: World, beta: float, *, estimator: str, scale: bool = False, per_token: bool = False, draws: int = 32
+) -> np.ndarray:
+    """GRPO (2402.03300, equations 3 and 4), the KL a loss on drawn tokens: A(y) log pi(y) - beta sum_t k(t), with the advantage of
+    infinitely many draws but for the share of a response in its own group's mean. `scale` divides by the standard deviation;
+    `per_token` weighs a response's tokens by 1 / length."""
+    reward_PV, lengths_V = torch.from_numpy(world.reward_PV), torch.from_numpy(world.lengths_V)
+
+    def earned(logps_PVL: Tensor, d_PVL: Tensor, probs_PV: Tensor) -> Tensor:
+        centred_PV = reward_PV - (probs_PV * reward_PV).sum(1, keepdim=True)
+        spread = (probs_PV * centred_PV.square()).sum(1, keepdim=True).sqrt() if scale else torch.ones(())
+        advantage_PV = (1 - 1 / draws) * centred_PV / spread
+        earned_PV = advantage_PV * logps_PVL.sum(2) - beta * k_terms(d_PVL, estimator).sum(2)
+        return earned_PV / lengths_V if per_token else earned_PV
+
+    return followed(world, earned)
+
+
+def penalised_reward(world: World, beta: float, *, estimator: str) -> np.ndarray:
+    """REINFORCE on R(y) = r(y) - beta sum_t k(t), a number without gradient: R is the same for all responses in the end. With k1
+    that is pi*; k2 and k3 depend on the policy, and what they change by is left out of the gradient."""
+    reward_PV = torch.from_numpy(world.reward_PV)
+
+    def earned(logps_PVL: Tensor, d_PVL: Tensor, probs_PV: Tensor) -> Tensor:
+        penalised_PV = reward_PV - beta * k_terms(d_PVL.detach(), estimator).sum(2)
+        return (penalised_PV - (probs_PV * penalised_PV).sum(1, keepdim=True)) * logps_PVL.sum(2)
+
+    return followed(world, earned)
+
+
+def tilted_by_state(world: World, beta: float) -> np.ndarray:
+    """Closed form of the same for k2, no scale, infinitely many draws: pi(t | s) proportional to ref(t | s) exp(Q(s, t) / beta).
+
+    Q is the expected reward after s and t under pi itself, where pi* has the soft value beta log sum ref exp: the KL of tokens to
+    come counts for nothing in the choice of this one. With one token per response the two are the same.
+    """
+    states, tokens, mask = world.paths
+    logits_VA = world.reference_logits_VA
+    logps_VA = logits_VA - np.logaddexp.reduce(logits_VA, 1, keepdims=True)
+    policy_VA, worth = np.zeros_like(logps_VA), dict[int, float]()
+    after: dict[tuple[int, int], list[tuple[int, int]]] = {}
+    for p, v in np.ndindex(world.reward_PV.shape):
+        for place in range(len(world.responses[v])):
+            after.setdefault((int(states[p, v, place]), int(tokens[v, place])), []).append((p, v))
+    for state in sorted({state for state, _ in after}, reverse=True):  # longer prefixes have larger numbers
+        q_A = np.zeros(world.letters + 1)
+        for token in range(world.letters + 1):
+            p, v = after[state, token][0]
+            place = int(np.flatnonzero(states[p, v] == state)[0])
+            ends = place + 1 == len(world.responses[v])
+            q_A[token] = world.reward_PV[p, v] if ends else worth[int(states[p, v, place + 1])]
+        tilted_A = logps_VA[state] + q_A / beta
+        policy_VA[state] = tilted_A - np.logaddexp.reduce(tilted_A)
+        worth[state] = float(np.exp(policy_VA[state]) @ q_A)
+    return np.exp((policy_VA[states, tokens] * mask).sum(2))
+
+
 def empirical(world: World, rows: Sequence[Row]) -> np.ndarray:
     """Where the likelihood of whole responses is largest: their shares in the data (each prompt by itself)."""
     counts_PV = np.zeros_like(world.reference_PV)

@@ -1,4 +1,4 @@
-"""A world small enough to list: a few prompts, every possible response, a known reward. Policies in it are tables of logits.
+"""A world small enough to list: a few prompts, every possible response, a known reward.
 
     python -m recipes.oracle_world --kind smooth --seed 0        prints its exact quantities
 
@@ -9,10 +9,11 @@
                 seen, but one rare response is much worse than it looks
     reference   softmax of a random table
 
-A Table stands where a Decoder stands: `token_logps(layout)`. A ScoreTable stands where a reward model stands. TableScorer and
-TableSampler are the crew. Nothing here knows a method.
+    data        everything, flipped, drawn_pairs, demonstrations, ratings: rows to train on
 
-Legend: P prompts, V responses, T tokens of a layout, N scored tokens, S sequences.
+Left out: what is trained in it (recipes/oracle_tables.py), and how (recipes/oracle.py).
+
+Legend: P prompts, V responses, A = letters + 1 tokens to choose from, T tokens of a layout.
 """
 
 from __future__ import annotations
@@ -24,18 +25,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from trueline.evals.oracle import expected_reward, gibbs, log_partition, mean_kl
 from trueline.models.attention import Layout
-from trueline.models.head import TokenScores, token_logps
-from trueline.records import Message, Messages, Row, Sample, Sampling
+from trueline.records import Message, Messages, Row
 
 END = 0
+PAIRS = 4096
+"""Drawn pairs of a data set, over all prompts."""
 KINDS = ("smooth", "sparse", "trap")
 
 
@@ -50,7 +51,7 @@ class World:
     seed: int
     reward_PV: np.ndarray
     reference_logits_VA: np.ndarray
-    """The reference's table; A = letters + 1 tokens to choose from."""
+    """The reference's table: a row per prefix."""
 
     @cached_property
     def responses(self) -> list[tuple[int, ...]]:
@@ -65,11 +66,9 @@ class World:
     @cached_property
     def reference_PV(self) -> np.ndarray:
         """pi_ref."""
-        return self.table().probs()
-
-    def table(self) -> Table:
-        """A policy that starts as the reference."""
-        return Table(self, self.reference_logits_VA)
+        states, tokens, mask = self.paths
+        logps_VA = self.reference_logits_VA - np.logaddexp.reduce(self.reference_logits_VA, 1, keepdims=True)
+        return np.exp((logps_VA[states, tokens] * mask).sum(2))
 
     def states(self, layout: Layout) -> Tensor:
         """For every token of the layout the number of the prefix that ends there; 0 inside of prompts."""
@@ -146,10 +145,6 @@ class World:
         """The prompt as text: its tokens as digits."""
         return (Message(role="user", content="".join(map(str, self.prompts[prompt]))),)
 
-    def judge(self, reward_PV: np.ndarray | None = None) -> TableJudge:
-        """Gives texts their reward (this one, or the world's)."""
-        return TableJudge(self, self.reward_PV if reward_PV is None else reward_PV)
-
 
 def responses_of(letters: int, longest: int) -> list[tuple[int, ...]]:
     """All responses, in a fixed order."""
@@ -193,167 +188,64 @@ def _smooth(listed: Sequence[tuple[int, ...]], letters: int, rng: np.random.Gene
     return (found - found.mean()) / found.std()
 
 
-class Table(nn.Module):
-    """p(token | prefix) from a table of logits [prefixes, letters + 1]: every policy on the responses has one."""
-
-    def __init__(self, world: World, logits_VA: np.ndarray):
-        super().__init__()
-        self.world = world
-        self.identity: Tensor
-        self.logits = nn.Parameter(torch.from_numpy(logits_VA).float())
-        self.register_buffer("identity", torch.eye(world.letters + 1), persistent=False)
-
-    def forward(self, layout: Layout) -> Tensor:
-        """Logits after every token [T, A]."""
-        return self.logits[
-            self.world.states(layout) % len(self.logits)
-        ]  # whole responses predict nothing: any row will do
-
-    def token_logps(self, layout: Layout, *, temperature: float = 1.0, equal_weights: bool = False) -> TokenScores:
-        """As a Decoder's, through the same head."""
-        hidden_ND = self(layout)[layout.predicted_by_N]
-        return token_logps(
-            hidden_ND, self.identity, layout.targets_N, temperature=temperature, equal_weights=equal_weights
-        )
-
-    def probs(self) -> np.ndarray:
-        """pi(y | x) [P, V] in float64."""
-        return np.exp(self.logps())
-
-    def logps(self) -> np.ndarray:
-        """log pi(y | x) [P, V] in float64."""
-        return self.token_table().sum(2)
-
-    @torch.no_grad()
-    def token_table(self) -> np.ndarray:
-        """log pi of every token of every response [P, V, longest] in float64, 0 past its end."""
-        states, tokens, mask = self.world.paths
-        return torch.log_softmax(self.logits.double(), 1).numpy()[states, tokens] * mask
+def everything(world: World) -> list[Row]:
+    """One row per prompt with all responses: counts in these ratios are exact Bradley-Terry probabilities of all pairs."""
+    return [world.row(p, range(len(r_V)), counts=np.exp(r_V)) for p, r_V in enumerate(world.reward_PV)]
 
 
-class ScoreTable(nn.Module):
-    """A reward model: one score per prompt and response."""
-
-    def __init__(self, world: World, scores_PV: np.ndarray | None = None):
-        super().__init__()
-        self.world = world
-        self.scores = nn.Parameter(torch.zeros(world.num_states))
-        if scores_PV is not None:
-            self.scores.data[self._ends()] = torch.from_numpy(scores_PV).float()
-
-    def forward(self, layout: Layout) -> Tensor:
-        """[S]."""
-        return self.scores[self.world.states(layout)[layout.last_S]]
-
-    @torch.no_grad()
-    def table(self) -> np.ndarray:
-        """Scores [P, V] in float64."""
-        return self.scores.double()[self._ends()].numpy()
-
-    def _ends(self) -> Tensor:
-        rows = [
-            self.world.row(p, [v]) for p in range(len(self.world.prompts)) for v in range(len(self.world.responses))
-        ]
-        layout = Layout.packed([row.ids[0] for row in rows], [row.scored[0] for row in rows])
-        return self.world.states(layout)[layout.last_S].reshape(len(self.world.prompts), -1)
+def flipped(world: World, share: float = 0.1) -> list[Row]:
+    """Exact probabilities after a share of the labels was flipped, for the pairs of neighbours on two random rings."""
+    rng, rows = np.random.default_rng([world.seed, 0]), []
+    for p, reward_V in enumerate(world.reward_PV):
+        for ring in (rng.permutation(len(reward_V)) for _ in range(2)):
+            for i, j in zip(ring, np.roll(ring, 1), strict=True):
+                right = 1 / (1 + np.exp(reward_V[j] - reward_V[i]))
+                seen = right * (1 - share) + (1 - right) * share
+                rows.append(world.row(p, (int(i), int(j)), counts=(seen, 1 - seen)))
+    return rows
 
 
-@dataclass
-class TableScorer:
-    """A Scorer: a number per prompt and response, such as a reward."""
-
-    world: World
-    values_PV: np.ndarray
-    fingerprint: str = "table"
-
-    def score(self, rows: Sequence[Row]) -> list[np.ndarray]:
-        """For each row float32 [K]."""
-        return [np.array([self.values_PV[self.world.number(x)] for x in row.ids], dtype=np.float32) for row in rows]
-
-
-@dataclass
-class TablePolicy:
-    """A TokenScorer: a frozen policy, such as the reference."""
-
-    world: World
-    token_logps_PVL: np.ndarray
-    fingerprint: str = "table"
-
-    def score(self, rows: Sequence[Row]) -> list[np.ndarray]:
-        """For each row float32 [K]."""
-        return [np.array([x.sum() for x in logps], dtype=np.float32) for logps in self.token_logps(rows)]
-
-    def token_logps(self, rows: Sequence[Row], temperature: float = 1.0) -> list[tuple[np.ndarray, ...]]:
-        """For each row and sequence float32 [scored tokens]."""
-        assert temperature == 1
-        cut = len(self.world.prompts[0])
-        return [
-            tuple(self.token_logps_PVL[self.world.number(x)][: len(x) - cut].astype(np.float32) for x in row.ids)
-            for row in rows
-        ]
+def drawn_pairs(world: World, policy_PV: np.ndarray | None = None, count: int = PAIRS, noise: float = 1.0) -> list[Row]:
+    """Pairs of different responses drawn from the policy (default: the reference) and labelled by Bradley-Terry; noise 0: the
+    better one wins. One row per pair that came, with counts of its labels and their number as its weight."""
+    rng = np.random.default_rng([world.seed, 1])
+    probs_PV = world.reference_PV if policy_PV is None else policy_PV
+    rows = []
+    for p, probs_V in enumerate(probs_PV):
+        both_VV = np.triu(np.outer(probs_V, probs_V), 1)
+        drawn_VV = rng.multinomial(count // len(probs_PV), (both_VV / both_VV.sum()).ravel()).reshape(both_VV.shape)
+        for i, j in zip(*np.nonzero(drawn_VV), strict=True):
+            gap, n = world.reward_PV[p, i] - world.reward_PV[p, j], int(drawn_VV[i, j])
+            wins = n * float(gap > 0) if noise == 0 else int(rng.binomial(n, 1 / (1 + np.exp(-gap / noise))))
+            rows.append(world.row(p, (int(i), int(j)), counts=(wins, n - wins), weight=(n, n)))
+    return rows
 
 
-@dataclass(frozen=True)
-class TableJudge:
-    """A Judge: the reward of the text."""
-
-    world: World
-    reward_PV: np.ndarray
-    name: str = "exact reward"
-
-    def judge(self, prompt: Messages, responses: Sequence[Messages]) -> list[float]:
-        """One score per response; texts are digits, the end is not spelled."""
-        texts = ["".join(str(t) for t in y if t != END) for y in self.world.responses]
-        p = self.world.prompts.index(tuple(int(c) for c in prompt[-1].content))
-        return [float(self.reward_PV[p, texts.index(response[-1].content)]) for response in responses]
+def demonstrations(world: World, beta: float, count: int = 512) -> list[Row]:
+    """Responses that pi* gave."""
+    rng = np.random.default_rng([world.seed, 2])
+    best_PV = gibbs(world.reference_PV, world.reward_PV, beta)
+    several = count // len(best_PV)
+    return [
+        world.row(p, [int(v)]) for p, best_V in enumerate(best_PV) for v in rng.choice(len(best_V), several, p=best_V)
+    ]
 
 
-class TableSampler:
-    """A Sampler: exact draws from the table that was loaded last; equal seeds draw equal responses."""
-
-    agreement = None
-
-    def __init__(self, world: World):
-        self.world, self.version = world, ""
-        self.token_logps_PVL = np.zeros(0)
-
-    def load(self, weights: Any, version: str) -> None:
-        """Draw from this table from now on."""
-        self.version, self.token_logps_PVL = version, weights.token_table()
-
-    def sample(self, prompts: Sequence[Sequence[int] | np.ndarray], sampling: Sampling) -> list[list[Sample]]:
-        """`sampling.n` draws per prompt at temperature 1."""
-        if sampling.truncates or sampling.temperature != 1:
-            raise ValueError("a table is drawn from at temperature 1, with no tokens left out")
-        drawn = []
-        for number, prompt in enumerate(prompts):
-            p = self.world.prompts.index(tuple(int(t) for t in prompt))
-            probs_V = np.exp(self.token_logps_PVL[p].sum(1))
-            rng = np.random.default_rng([sampling.seed, number])
-            chosen = rng.choice(len(probs_V), size=sampling.n, p=probs_V / probs_V.sum())
-            drawn.append([self._sample(np.asarray(prompt), p, int(v)) for v in chosen])
-        return drawn
-
-    def _sample(self, prompt: np.ndarray, p: int, v: int) -> Sample:
-        y = self.world.responses[v]
-        return Sample(
-            prompt_ids=prompt.astype(np.int32),
-            ids=np.array(y, dtype=np.int32),
-            logps=self.token_logps_PVL[p, v, : len(y)].astype(np.float32),
-            mask=np.ones(len(y), dtype=bool),
-            finish_reason="stop" if y[-1] == END else "length",
-            policy=self.version,
-        )
+def ratings(world: World) -> list[Row]:
+    """Every response alone, desirable with probability sigmoid(reward): the share of votes is its label."""
+    shares_PV = 1 / (1 + np.exp(-world.reward_PV))
+    return [
+        world.row(p, [v], label=[share]) for p, shares_V in enumerate(shares_PV) for v, share in enumerate(shares_V)
+    ]
 
 
-@torch.no_grad()
-def probs_of(model: Any, world: World) -> np.ndarray:
-    """pi(y | x) [P, V] of anything with token_logps, such as a Decoder."""
-    everything = range(len(world.responses))
-    layout = Layout.tree([world.row(p, everything) for p in range(len(world.prompts))])
-    logps_N = model.token_logps(layout).logps_N.double()
-    logps_S = logps_N.new_zeros(layout.num_sequences).index_add(0, layout.sequence_of_N, logps_N)
-    return np.exp(logps_S.numpy()).reshape(len(world.prompts), -1)
+def scores(world: World) -> list[Row]:
+    """Every response with its reward as a score."""
+    return [
+        world.row(p, [v], score=[score])
+        for p, reward_V in enumerate(world.reward_PV)
+        for v, score in enumerate(reward_V)
+    ]
 
 
 def facts(world: World, beta: float) -> str:

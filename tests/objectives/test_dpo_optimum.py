@@ -39,7 +39,7 @@ def world(oracle: Any) -> Any:
 
 def fit(oracle: Any, world: Any, rows: list[Row], iterations: int = 300) -> np.ndarray:
     """The policy at the minimum of the objective over all rows, found with its own steps and loss."""
-    objective, policy = DPO(beta=BETA), world.table()
+    objective, policy = DPO(beta=BETA), oracle.Table(world)
     crew = Crew(reference=oracle.TablePolicy(world, policy.token_table()))
     (step,) = objective.steps(objective.annotate(rows, crew), BUDGET)
     total = sum(batch.weights["loss"] for batch in step)

@@ -12,9 +12,9 @@ import pytest
 
 @pytest.fixture
 def oracle(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """oracle.world, oracle.optima, oracle.main: the modules."""
+    """oracle.world, oracle.tables, oracle.optima, oracle.main: the modules."""
     monkeypatch.syspath_prepend(str(Path(__file__).parents[2]))
-    parts = {"main": "", "world": "_world", "optima": "_optima"}
+    parts = {"main": "", "world": "_world", "tables": "_tables", "optima": "_optima"}
     return SimpleNamespace(**{name: importlib.import_module(f"recipes.oracle{end}") for name, end in parts.items()})
 
 

@@ -13,14 +13,17 @@ import pytest
 import torch
 
 from trueline.evals.oracle import gibbs, total_variation
+from trueline.models.config import DecoderConfig
+from trueline.models.files import new_model
 from trueline.objectives.dpo import DPO
+from trueline.train import train
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 METHODS = {method.name: method for method in importlib.import_module("recipes.oracle").methods()}
 sys.path.pop(0)
 
 
-FAST = ("sft, draws of pi*", "dpo", "kto")
+FAST = ("sft, draws of pi*", "dpo", "kto", "rloo")
 
 
 @pytest.mark.parametrize(
@@ -52,6 +55,36 @@ def test_optima_have_no_gradient_left_and_ipo_s_is_its_closed_form(oracle: Any, 
         logits = torch.from_numpy(np.log(optima.minimum(small, loss))).requires_grad_()
         loss(torch.log_softmax(logits, 1)).backward()
         assert float(logits.grad.abs().max()) < 1e-5
+
+
+def test_a_kl_loss_on_drawn_tokens_ends_elsewhere(oracle: Any, small: Any) -> None:
+    """Found by following the expected gradient = the closed form, state by state; pi* where a response is one token."""
+    beta, optima = oracle.main.BETA, oracle.optima
+    best_PV = gibbs(small.reference_PV, small.reward_PV, beta)
+    found_PV = optima.group_relative(small, beta, estimator="k2", draws=10**9)
+    assert total_variation(found_PV, optima.tilted_by_state(small, beta)) < 1e-3
+    assert total_variation(found_PV, best_PV) > 0.02
+    short = oracle.world.make_world("smooth", 3, prompts=2, longest=1)
+    short_PV = gibbs(short.reference_PV, short.reward_PV, beta)
+    assert total_variation(optima.tilted_by_state(short, beta), short_PV) < 1e-9
+    assert total_variation(optima.penalised_reward(small, beta, estimator="k1"), best_PV) < 1e-3
+    assert total_variation(optima.penalised_reward(small, beta, estimator="k3"), best_PV) > 0.02
+
+
+@pytest.mark.slow
+def test_a_decoder_ends_there_too(oracle: Any, small: Any, tmp_path: Path) -> None:
+    """A transformer in the table's place, by `train`; its start is the reference."""
+    config = DecoderConfig(
+        model_type="llama", vocab_size=3, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+        num_attention_heads=2, num_key_value_heads=2, head_dim=16,
+    )  # fmt: skip
+    model = new_model(config, 0)
+    start_PV = oracle.tables.probs_of(model, small)
+    best_PV = gibbs(start_PV, small.reward_PV, oracle.main.BETA)
+    assert total_variation(start_PV, best_PV) > 0.1
+    train(DPO(beta=oracle.main.BETA), model, oracle.main.everything(small), out=tmp_path / "dpo", max_steps=300,
+          learning_rate=1e-2, per_device_train_batch_size=2, save_steps=0, logging_steps=100)  # fmt: skip
+    assert total_variation(oracle.tables.probs_of(model, small), best_PV) < 0.02
 
 
 def test_exact_preferences_are_those_of_the_reward(oracle: Any, small: Any) -> None:

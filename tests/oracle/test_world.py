@@ -23,7 +23,7 @@ def test_responses_are_all_there_is(oracle: Any, small: Any) -> None:
 @pytest.mark.parametrize("kind", ["smooth", "sparse", "trap"])
 def test_layouts_give_the_table_s_probabilities(oracle: Any, kind: str) -> None:
     world = oracle.world.make_world(kind, 1, prompts=3)
-    policy = world.table()
+    policy = oracle.tables.Table(world)
     rows = [world.row(p, range(len(world.responses))) for p in range(3)]
     for layout in (
         Layout.tree(rows),
@@ -35,25 +35,31 @@ def test_layouts_give_the_table_s_probabilities(oracle: Any, kind: str) -> None:
 
 
 def test_a_score_is_one_response_s(oracle: Any, small: Any) -> None:
-    scores_PV = np.arange(14.0).reshape(2, 7)
-    model = oracle.world.ScoreTable(small, scores_PV)
-    rows = [small.row(1, (4, 2)), small.row(0, (6,))]
-    assert model(Layout.tree(rows)).tolist() == [11, 9, 6]
-    assert (model.table() == scores_PV).all()
-    assert [x.tolist() for x in oracle.world.TableScorer(small, scores_PV).score(rows)] == [[11, 9], [6]]
+    model, rows = oracle.tables.ScoreTable(small), [small.row(1, (4, 2)), small.row(0, (6,))]
+    with torch.no_grad():
+        model.scores[:, 0] = torch.arange(float(small.num_states))
+    scores_PV = model.table()
+    assert len(np.unique(scores_PV)) == 14, "every response has a number of its own"
+    assert model(Layout.tree(rows)).tolist() == [scores_PV[1, 4], scores_PV[1, 2], scores_PV[0, 6]]
+    assert [x.tolist() for x in oracle.tables.TableScorer(small, scores_PV).score(rows)] == [
+        [scores_PV[1, 4], scores_PV[1, 2]],
+        [scores_PV[0, 6]],
+    ]
 
 
 def test_the_judge_reads_the_text_that_a_sampler_s_ids_spell(oracle: Any, small: Any) -> None:
     texts = ["".join(str(t) for t in y if t) for y in small.responses]
-    found = small.judge().judge(small.messages(1), [(Message(role="assistant", content=text),) for text in texts])
+    found = oracle.tables.TableJudge(small, small.reward_PV).judge(
+        small.messages(1), [(Message(role="assistant", content=text),) for text in texts]
+    )
     assert found == small.reward_PV[1].tolist()
 
 
 def test_draws_follow_the_live_table(oracle: Any, small: Any) -> None:
-    policy = small.table()
+    policy = oracle.tables.Table(small)
     with torch.no_grad():
         policy.logits += torch.randn(policy.logits.shape, generator=torch.Generator().manual_seed(0))
-    sampler = oracle.world.TableSampler(small)
+    sampler = oracle.tables.TableSampler(small)
     sampler.load(policy, "now")
     drawn = sampler.sample([np.array(prompt) for prompt in small.prompts], Sampling(n=4000, seed=1))
     for p, samples in enumerate(drawn):
@@ -74,4 +80,4 @@ def test_a_decoder_lives_in_the_same_world(oracle: Any, small: Any) -> None:
         model_type="llama", vocab_size=3, hidden_size=16, intermediate_size=32, num_hidden_layers=1,
         num_attention_heads=2, num_key_value_heads=1, head_dim=8,
     )  # fmt: skip
-    assert np.allclose(oracle.world.probs_of(new_model(config, 0), small).sum(1), 1, atol=1e-5)
+    assert np.allclose(oracle.tables.probs_of(new_model(config, 0), small).sum(1), 1, atol=1e-5)

@@ -2,7 +2,7 @@
 
     gibbs(reference, reward, beta)        pi*(y|x) = pi_ref(y|x) exp(r(x, y) / beta) / Z(x)
     log_partition(reference, reward, beta)     log Z(x); the best value of reward - beta KL is beta log Z
-    reward_at_kl(reference, reward, kl)   the most reward that any policy has at this mean KL: the exact reward-KL curve
+    gibbs_at_kl, reward_at_kl             the most reward that any policy has at this mean KL: the exact reward-KL curve
     judge_policy(policy, ...)             total variation to pi*, reward, KL, regret to that curve
 
 All in float64. Prompts weigh the same; KL and reward are means over prompts, and one beta holds for all of them, which is what
@@ -72,16 +72,21 @@ def total_variation(first_PV: Table, second_PV: Table) -> float:
     return float(0.5 * np.abs(first_PV - second_PV).sum(1).mean())
 
 
-def reward_at_kl(reference_PV: Table, reward_PV: Table, kl: float) -> float:
-    """Most expected reward at this mean KL, by bisection over beta; past the KL of always taking the best, the best itself."""
+def gibbs_at_kl(reference_PV: Table, reward_PV: Table, kl: float) -> Table:
+    """The policy with the most reward at this mean KL, by bisection over beta; past the KL of always taking the best, that."""
     if kl < 0:
         raise ValueError(f"kl is {kl}: it must be at least 0")
     low, high = 1e-9, 1e9  # 1 / beta
-    for _ in range(200):
+    for _ in range(100):
         middle = (low * high) ** 0.5
         too_far = mean_kl(gibbs(reference_PV, reward_PV, 1 / middle), reference_PV) > kl
         low, high = (low, middle) if too_far else (middle, high)
-    return expected_reward(gibbs(reference_PV, reward_PV, 1 / low), reward_PV)
+    return gibbs(reference_PV, reward_PV, 1 / low)
+
+
+def reward_at_kl(reference_PV: Table, reward_PV: Table, kl: float) -> float:
+    """Most expected reward at this mean KL."""
+    return expected_reward(gibbs_at_kl(reference_PV, reward_PV, kl), reward_PV)
 
 
 def judge_policy(policy_PV: Table, reference_PV: Table, reward_PV: Table, beta: float) -> Exactly:

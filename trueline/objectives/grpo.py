@@ -9,8 +9,10 @@ Shao et al. (DeepSeekMath), 2402.03300. The choices, each by the field of its ow
     DAPO      2503.14476   epsilon_high 0.28, loss_type dapo (mean over tokens), drop_flat_groups, mask_truncated_completions, kl_coef 0
     GSPO      2507.18071   importance_sampling_level sequence, epsilon 3e-4, epsilon_high 4e-4, kl_coef 0
 
-The KL is a loss on the drawn tokens. Its gradient is that of KL(pi_ref || pi) with k3, the paper's, and that of KL(pi || pi_ref) with
-k2; k1 has none on average and is refused. With scale_rewards false and k2 the optimum is pi proportional to pi_ref exp(score/beta).
+The KL is a loss on the drawn tokens. Its gradient is, prefix by prefix, that of KL(pi_ref || pi) with k3, the paper's, and that of
+KL(pi || pi_ref) with k2; k1 has none on average and is refused. With scale_rewards false, sums over tokens (dr_grpo) and k2 it ends at
+pi(t|s) proportional to pi_ref(t|s) exp(Q(s, t)/beta), Q the score expected after t under pi itself: the KL of tokens to come has no say
+in this one, so that is pi_ref exp(score/beta) for responses of one token only (recipes/oracle.py; RLOO and PPO end there for any).
 Simplified: DAPO draws until a step is full of groups that differ; here a flat group is dropped and the step is smaller.
 """
 

@@ -5,8 +5,11 @@
     k2 = d^2 / 2                biased, never negative
     k3 = exp(-d) - 1 + d        unbiased, never negative
 
-In a reward, where no gradient flows, all three pull towards the reference; k1 is the sum that KL(pi || ref) is made of.
-As a loss on drawn tokens their expected gradients differ: 0 for k1, that of KL(pi || ref) for k2, that of KL(ref || pi) for k3.
+In a reward, where no gradient flows, k1 is the sum that KL(pi || ref) is made of, and its optimum is pi_ref exp(score / beta). k2 and k3
+cost something on both sides of the reference: what has become less likely than there is made less likely still, and the policy ends
+far from that optimum (docs/recipes/oracle.md). They suit a loss, and a log.
+As a loss on drawn tokens their expected gradients differ: 0 for k1, that of KL(pi || ref) for k2, that of KL(ref || pi) for k3, each of
+the next token given the drawn prefix: what a token does to the KL of those after it is not seen, as it is in a reward.
 
 Adaptive coefficient (Ziegler et al., 1909.08593, section 2.2, with the horizon of its code):
     beta <- beta (1 + clip(KL / target - 1, -0.2, 0.2) n / horizon)      after n responses with mean KL per response
