@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests.align.fake_judge import longer, serving
 from trueline.cli.method import options_of
 from trueline.cli.options import flags
 from trueline.models.files import load_scalar_model, save_model
@@ -136,3 +137,17 @@ def test_prompts_of_several_files_are_mixed(trueline: Trueline, tiny: Path, pair
                                      "--max_completion_length", 8, "--max_length", 64)  # fmt: skip
     assert code == 0, complaint
     assert "mixture of 6 rows: " in complaint and "6 prompts from 6 records" in said
+
+
+@pytest.mark.slow
+def test_a_language_model_judges_many_prompts_at_once(trueline: Trueline, tiny: Path, pairs: Path, tmp_path: Path) -> None:
+    """By OpenAI's protocol; its answers are kept beside the run, so that the repetition asks nothing."""
+    with serving(longer) as server:
+        words = ("--model", tiny, "--data", pairs, "--judge", server.url, "--judge_model", "m", *SHORT)
+        code, _, said = trueline("online-dpo", "--out", tmp_path / "run", *words)
+        assert code == 0, said
+        asked = len(server.questions)
+        assert asked >= 8 and "pairs: first wins" in said and (tmp_path / "run.verdicts.sqlite").exists()
+        code, _, said = trueline("online-dpo", "--out", tmp_path / "again", "--judge_cache", tmp_path / "run.verdicts.sqlite", *words)
+        assert code == 0 and len(server.questions) == asked
+    assert (tmp_path / "run" / "model.safetensors").read_bytes() == (tmp_path / "again" / "model.safetensors").read_bytes()
