@@ -257,6 +257,8 @@ def started(words: list[str], **more: object) -> subprocess.Popen[str]:
     )  # type: ignore[call-overload,no-any-return]
 
 
+@pytest.mark.slow
+@pytest.mark.sample
 @pytest.mark.skipif(sys.platform == "win32", reason="limits of files are POSIX")
 def test_no_room_on_the_disk(tiny: Path, pairs: Path, tmp_path: Path) -> None:
     """A file may not grow beyond 60 KB, as on a disk that is full: the weights do not fit."""
@@ -279,6 +281,8 @@ def test_no_room_on_the_disk(tiny: Path, pairs: Path, tmp_path: Path) -> None:
     assert run.returncode == 0, said
 
 
+@pytest.mark.slow
+@pytest.mark.sample
 @pytest.mark.skipif(sys.platform == "win32", reason="signals are POSIX")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_signals(number: signal.Signals, tiny: Path, pairs: Path, tmp_path: Path) -> None:

@@ -27,6 +27,8 @@ def config(tiny: Path, pairs: Path, tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
+@pytest.mark.sample
 def test_plan(trueline: Trueline, config: Path) -> None:
     """The parts, their sum, the time, whether it fits; the same with no room for anything."""
     code, said, _ = trueline("plan", config)
@@ -62,6 +64,8 @@ def test_places_that_cannot_be_planned(trueline: Trueline, config: Path, tmp_pat
     assert "--memory_gb is -1.0: write how much there is" in trueline("plan", config, "--memory_gb", -1)[2]
 
 
+@pytest.mark.slow
+@pytest.mark.sample
 @pytest.mark.parametrize(
     "error",
     [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: ..."), torch.OutOfMemoryError("CUDA out of memory.")],

@@ -39,6 +39,8 @@ def run(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-m", *words], cwd=folder, env=environment, capture_output=True, text=True)
 
 
+@pytest.mark.slow
+@pytest.mark.sample
 def test_the_tutorials_file_is_a_method(newcomer: Path) -> None:
     tests = run(newcomer, "pytest", "-q", "-p", "no:cacheprovider", "tests/objectives/test_gpo.py")
     assert tests.returncode == 0, tests.stdout + tests.stderr

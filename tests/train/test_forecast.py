@@ -100,6 +100,8 @@ def wide(tmp_path: Path) -> Path:
     return save_model(Decoder(shape), tmp_path / "wide")
 
 
+@pytest.mark.slow
+@pytest.mark.sample
 def test_what_is_advised_is_enough(wide: Path, text_rows: Callable[..., list[Row]]) -> None:
     """Each change, made, fits by a count of its own; the run as it is does not."""
     rows = text_rows(64)
@@ -119,6 +121,8 @@ def test_what_is_advised_is_enough(wide: Path, text_rows: Callable[..., list[Row
     assert found.advice().startswith("use max_tokens_per_batch = ")
 
 
+@pytest.mark.slow
+@pytest.mark.sample
 def test_max_length_only_where_nothing_else_is_enough(wide: Path, text_rows: Callable[..., list[Row]]) -> None:
     rows = [replace(row, ids=(row.ids[0].repeat(8),), scored=(row.scored[0].repeat(8),)) for row in text_rows(4)]
     options = {"per_device_train_batch_size": 1, "max_steps": 2, "max_length": 256, "lora_r": 2, "gradient_checkpointing": True}

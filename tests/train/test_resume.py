@@ -73,6 +73,8 @@ def outcome(folder: Path) -> tuple[bytes, bytes, list[dict[str, Any]]]:
     return (folder / "model.safetensors").read_bytes(), (newest / "optimizer.safetensors").read_bytes(), kept
 
 
+@pytest.mark.slow
+@pytest.mark.sample
 def test_pretraining_after_kill_9(files: Path) -> None:
     expected = outcome(straight("pretrain", files, OPTIONS))
     step = random.choice([9, 15, 18, 21, 27])
