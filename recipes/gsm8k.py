@@ -11,7 +11,8 @@ The second column is what guessing gives: answers are often small round numbers,
 to compute them, is right on other people's questions as often as on its own. Only what is above it is mathematics.
 The shipped base model has 8M parameters and has read Python's documentation: it learns the form and next to nothing of the matter.
 
-Cost with it: 1.7 million tokens of tuning, 5,304 solutions of up to 256 tokens; the same command resumes. `--questions` and `--max_steps` make it smaller.
+Cost with it: 1.7 million tokens of tuning, 5,304 solutions of up to 256 tokens; --questions and --max_steps make it smaller. The same
+command resumes.
 """
 
 from __future__ import annotations
