@@ -57,6 +57,7 @@ def test_nonsense_is_refused() -> None:
         auroc([], [1.0])
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not (DATA / "preference").is_dir(), reason="TRUELINE_DATA names no folder with preference/")
 def test_prompts_of_another_source_are_flagged_by_a_models_features() -> None:
     """The shipped model's features: red-team dialogues against a dialogue model's known kind, grade-school mathematics."""
