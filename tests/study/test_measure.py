@@ -45,7 +45,7 @@ def test_one_token_is_the_closed_form(two) -> None:
 
 def test_mean_is_that_of_the_log_ratio_with_less_noise(two) -> None:
     start, policy = two
-    drawn = Engine(policy, stop_ids=[0]).sample([[3, 4, 5]] * 40, Sampling(n=8, max_new_tokens=4, seed=1))
+    drawn = Engine(policy, stop_ids=[0]).sample([[3, 4, 5]] * 20, Sampling(n=8, max_new_tokens=4, seed=1))
     rows = [row([3, 4, 5], *(sample.ids.tolist() for sample in group)) for group in drawn]
     kl, ratio = (np.array(values).ravel() for values in conditional_kl(policy, start, rows, 1.0, 512))
     gap = kl - ratio

@@ -38,14 +38,18 @@ class Judge:
         return [-float(len(response[0].content)) for response in responses]
 
 
-def study(tiny: Path, pairs: list[Comparison], out: Path, judge: Judge | None, methods: tuple[str, ...] = METHODS, **more: object) -> Path:
-    settings = Settings(
-        seeds=(0, 1), learning_rates=(1e-3, 1e-2), checkpoints=2, report_prompts=5, tuning_prompts=3, samples=1, max_new_tokens=4,
-        per_device_train_batch_size=8,
-    )  # fmt: skip
+def study(
+    tiny: Path, pairs: list[Comparison], out: Path, judge: Judge | None, methods: tuple[str, ...] = METHODS,
+    settings: dict[str, int] | None = None, **more: object,
+) -> Path:  # fmt: skip
+    chosen: dict[str, object] = {
+        "seeds": (0, 1), "learning_rates": (1e-3, 1e-2), "checkpoints": 2, "report_prompts": 5, "tuning_prompts": 3, "samples": 1,
+        "max_new_tokens": 4, "per_device_train_batch_size": 8,
+    }  # fmt: skip
+    settled = Settings(**(chosen | (settings or {})))  # type: ignore[arg-type]
     options: dict[str, object] = {"budget": Budget(updates=2)} | more
     return run_study(
-        tiny, pairs, read_arms(methods, settings.learning_rates), out=out, settings=settings, judge=judge,
+        tiny, pairs, read_arms(methods, settled.learning_rates), out=out, settings=settled, judge=judge,
         judge_key="short" if judge else "", **options,
     )  # type: ignore[arg-type]  # fmt: skip
 
@@ -56,6 +60,8 @@ def straight(tiny: Path, pairs: list[Comparison], tmp_path_factory: pytest.TempP
     return study(tiny, pairs, tmp_path_factory.mktemp("straight"), Judge()).parent
 
 
+@pytest.mark.slow
+@pytest.mark.sample
 def test_stopped_study_gives_the_same_bytes(
     straight: Path, tiny: Path, pairs: list[Comparison], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -136,6 +142,20 @@ def test_report_says_what_was_found(straight: Path) -> None:
     assert arms["best_of_n"]["cost"]["per_answer"]["draws"] == 2 and arms["best_of_n"]["cost"]["reward_model"] > 0
     assert arms["dpo"]["cost"]["reward_model"] == 0 and arms["dpo"]["cost"]["reference"] > 0
     assert arms["start"]["main"]["kl"]["estimate"] == 0 < arms["dpo"]["main"]["kl"]["estimate"]
+
+
+@pytest.mark.slow
+def test_other_prompts_train_again(straight: Path, tiny: Path, pairs: list[Comparison], tmp_path: Path) -> None:
+    """Policies on the way are cleared away once they are measured; another study that needs them repeats their runs, to the same end."""
+    import shutil
+
+    out = tmp_path / "again"
+    shutil.copytree(straight, out)
+    weights = {path: path.read_bytes() for path in out.glob("cells/policy-*/run/model.safetensors")}
+    study(tiny, pairs, out, Judge(), settings={"report_prompts": 7})
+    results = json.loads((out / "results.json").read_text(encoding="utf-8"))
+    assert results["answered"] == 7 and {one["step"] for one in results["points"]} == {0, 1, 2}
+    assert {path: path.read_bytes() for path in weights} == weights
 
 
 @pytest.mark.slow
