@@ -58,11 +58,11 @@ def draw_point(axes: Any, one: Mapping[str, Any], colour: str) -> None:
 
 
 def label_ends(axes: Any, results: Mapping[str, Any], paint: Paint) -> None:
-    """A legend in the page's colours."""
+    """A legend in the page's colours, beside the points: they are too many to find room among."""
     from matplotlib.lines import Line2D
 
     handles = [Line2D([], [], color=colour, marker="o", lw=1, label=name) for name, colour in paint.items()]
-    axes.legend(handles=handles, frameon=False, fontsize=8, labelcolor=INK, loc="best")
+    axes.legend(handles=handles, frameon=False, fontsize=8, labelcolor=INK, loc="upper left", bbox_to_anchor=(1.0, 1.0))
 
 
 def gain_plot(results: Mapping[str, Any], paint: Paint) -> str:

@@ -125,7 +125,7 @@ def legend(results: Mapping[str, Any]) -> str:
     """What the columns mean."""
     sampling = results["settings"]
     return (
-        f"{sampling['samples']} answers to each prompt at temperature {sampling['temperature']:g}, at most {sampling['max_new_tokens']} "
+        f"Answers to each prompt: {sampling['samples']}, at temperature {sampling['temperature']:g}, at most {sampling['max_new_tokens']} "
         f"tokens. Intervals are 95%, over prompts{' and seeds' if results['seeds'] > 1 else ' (one seed)'}. KL from the start in nats per "
         "answer, exact over the vocabulary at every token; that of an answer chosen among n is the bound log n - (n-1)/n. Where all "
         "have come as far, their rewards are compared at equal KL, linear between the policies on their way. Minutes include the reward "
