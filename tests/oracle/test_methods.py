@@ -13,10 +13,7 @@ import pytest
 import torch
 
 from trueline.evals.oracle import gibbs, total_variation
-from trueline.models.config import DecoderConfig
-from trueline.models.files import new_model
 from trueline.objectives.dpo import DPO
-from trueline.train import train
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 METHODS = {method.name: method for method in importlib.import_module("recipes.oracle").methods()}
@@ -69,22 +66,6 @@ def test_a_kl_loss_on_drawn_tokens_ends_elsewhere(oracle: Any, small: Any) -> No
     assert total_variation(optima.tilted_by_state(short, beta), short_PV) < 1e-9
     assert total_variation(optima.penalised_reward(small, beta, estimator="k1"), best_PV) < 1e-3
     assert total_variation(optima.penalised_reward(small, beta, estimator="k3"), best_PV) > 0.02
-
-
-@pytest.mark.slow
-def test_a_decoder_ends_there_too(oracle: Any, small: Any, tmp_path: Path) -> None:
-    """A transformer in the table's place, by `train`; its start is the reference."""
-    config = DecoderConfig(
-        model_type="llama", vocab_size=3, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-        num_attention_heads=2, num_key_value_heads=2, head_dim=16,
-    )  # fmt: skip
-    model = new_model(config, 0)
-    start_PV = oracle.tables.probs_of(model, small)
-    best_PV = gibbs(start_PV, small.reward_PV, oracle.main.BETA)
-    assert total_variation(start_PV, best_PV) > 0.1
-    train(DPO(beta=oracle.main.BETA), model, oracle.main.everything(small), out=tmp_path / "dpo", max_steps=300,
-          learning_rate=1e-2, per_device_train_batch_size=2, save_steps=0, logging_steps=100)  # fmt: skip
-    assert total_variation(oracle.tables.probs_of(model, small), best_PV) < 0.02
 
 
 def test_exact_preferences_are_those_of_the_reward(oracle: Any, small: Any) -> None:
