@@ -43,6 +43,7 @@ def test_the_coefficient_moves_towards_the_target() -> None:
     assert steered(0.15, 0.0, 6.0, 0.1) == pytest.approx(0.15 * 0.98)
     assert steered(0.15, 6.6, 6.0, 1.0) == pytest.approx(0.15 * 1.1)
     assert steered(0.15, 6.0, 6.0, 1.0) == 0.15
+    assert steered(0.15, 0.0, 6.0, 8.0) == pytest.approx(0.15 * 0.8)  # a round of eight horizons: never below 0
 
 
 def test_a_steered_coefficient_is_remembered() -> None:

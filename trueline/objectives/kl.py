@@ -83,5 +83,6 @@ class KLPenalty:
 
 
 def steered(coef: float, kl: float, target: float, share: float) -> float:
-    """The coefficient after `share` of a horizon: up by at most 20% of it above the target, down below."""
-    return coef * (1 + min(0.2, max(-0.2, kl / target - 1)) * share)
+    """The coefficient after `share` of a horizon, at most one: up by at most 20% above the target, down below. A round of several
+    horizons would otherwise turn its sign."""
+    return coef * (1 + min(0.2, max(-0.2, kl / target - 1)) * min(share, 1.0))
