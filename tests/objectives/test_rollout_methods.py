@@ -262,6 +262,8 @@ def test_scores_are_normalised_by_all_there_were() -> None:
         (lambda: GRPO(kl=KLPenalty()), "k1"),
         (lambda: RLOO(shaping=Shaping(whiten_rewards=True)), "whiten_rewards"),
         (lambda: GRPO(group=GroupLoss(loss_type="dr_grpo", dr_grpo_length=0)), "dr_grpo_length"),
+        (lambda: GroupLoss(loss_type="drgrpo"), "use grpo, dapo or dr_grpo"),  # type: ignore[arg-type]
+        (lambda: GroupLoss(importance_sampling_level="seqence"), "use token or sequence"),  # type: ignore[arg-type]
     ],
 )  # fmt: skip
 def test_nonsense_is_refused(make: Any, match: str) -> None:

@@ -57,6 +57,12 @@ class GroupLoss:
     mask_truncated_completions: bool = False
     """Leave responses that were cut at max_completion_length out of the loss (not out of their group's mean)."""
 
+    def __post_init__(self) -> None:
+        if self.loss_type not in ("grpo", "dapo", "dr_grpo"):
+            raise ValueError(f"loss_type is {self.loss_type!r}: use grpo, dapo or dr_grpo")
+        if self.importance_sampling_level not in ("token", "sequence"):
+            raise ValueError(f"importance_sampling_level is {self.importance_sampling_level!r}: use token or sequence")
+
     def averaging(self) -> Averaging:
         """In the words of the shared loss."""
         over: dict[str, Averaged] = {"grpo": "sequences", "dapo": "tokens", "dr_grpo": "constant"}
