@@ -73,6 +73,9 @@ def test_equal_rewards_give_no_pair_and_are_counted() -> None:
     drawn = draw(rollouts, RolloutConfig(num_generations=2), "best_vs_worst")
     assert drawn.rows == [] and drawn.metrics["frac_reward_zero_std"] == (2.0, 2.0)
     assert len(draw(rollouts, RolloutConfig(num_generations=2), "all_responses").rows) == 4
+    tenths = Rollouts(lambda model, tokenizer: Counting(), judge=RuleJudge(lambda prompt, response: 0.1))
+    drawn = draw(tenths, RolloutConfig(num_generations=3), "best_vs_worst")  # the mean of three times 0.1 is not 0.1
+    assert drawn.metrics["frac_reward_zero_std"] == (2.0, 2.0) and drawn.metrics["reward_std"] == (0.0, 2.0)
 
 
 def test_options_reach_the_selector() -> None:

@@ -136,7 +136,8 @@ def facts(groups: Sequence[Group]) -> dict[str, tuple[float, float]]:
     """name -> (sum, count) over all that was drawn, under TRL's names."""
     samples = [sample for group in groups for sample in group.samples]
     scores = np.array([score for group in groups for score in group.scores], dtype=np.float64)
-    spreads = np.array([np.std(group.scores) for group in groups if len(group) > 1])  # of one response there is none
+    several = [group.scores for group in groups if len(group) > 1]  # of one response there is no spread
+    spreads = np.array([np.std(one) if np.ptp(one) > 0 else 0.0 for one in several])  # np.std of three times 0.1 is not 0
     responses, prompts = float(len(samples)), float(len(spreads))
     return {
         "reward": (float(scores.sum()), responses),
