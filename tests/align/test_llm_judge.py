@@ -144,6 +144,7 @@ def test_a_pause_grows_and_obeys_the_server(monkeypatch: pytest.MonkeyPatch) -> 
         (lambda q, n: (302, {}, {"Location": "http://evil.example/v1"}), "redirects to evil.example, which is refused"),
         (lambda q, n: (307, {}, {"Location": "//evil.example/v1"}), "redirects to evil.example|307"),
         (lambda q, n: (500, "sk-secret-42", {}), r"no answer in 3 tries \(the last: 500 \*\*\*\)"),
+        (lambda q, n: b"Bearer sk-secret-42", r"3 tries \(the last: an answer that is no chat completion: .*\*\*\*"),
     ],
 )  # fmt: skip
 def test_lasting_faults_end_at_once_and_say_no_secret(

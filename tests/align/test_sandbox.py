@@ -43,6 +43,23 @@ def test_right_code_passes_and_wrong_code_does_not() -> None:
         run_tests(add, " \n")
 
 
+@pytest.mark.parametrize(
+    "tests",
+    [
+        "METADATA = {'author': 'x'}\n\ndef check(candidate):\n    assert candidate(1, 2) == 3",
+        "import unittest\nclass TestAdd(unittest.TestCase):\n    def test_sum(self): self.assertEqual(add(1, 2), 3)\n"
+        "if __name__ == '__main__':\n    unittest.main()",
+        "async def test_sum():\n    assert add(1, 2) == 3",
+    ],
+)
+def test_tests_that_run_nothing_are_refused(tests: str) -> None:
+    """Every code would pass them."""
+    with pytest.raises(ValueError, match="run none of them"):
+        run_tests("def add(a, b): return a - b", tests)
+    if "check" in tests:
+        assert not run_tests("def add(a, b): return a - b", tests + "\ncheck(add)").passed
+
+
 def test_a_function_may_be_called_like_a_module() -> None:
     assert run_tests("def bisect(x): return x // 2", "assert bisect(4) == 2").passed
 

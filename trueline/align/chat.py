@@ -35,6 +35,8 @@ PIECE = 1 << 16
 PASSING = (408, 409, 425, 429, 500, 502, 503, 504, 520, 522, 524, 529)
 """Codes of faults that pass."""
 LONGEST_PAUSE = 60.0
+SHORTEST_KEY = 8
+"""Characters; what is shorter, such as EMPTY, is no secret, and a word that an answer may hold."""
 CHARACTERS_PER_TOKEN = 4
 """For servers that do not say what a question cost."""
 
@@ -165,6 +167,8 @@ class ChatClient:
         try:
             with self._opener.open(request, timeout=self.address.timeout) as response:
                 found = _read(response, self.address.timeout)
+            if len(secret) >= SHORTEST_KEY:
+                found = found.replace(secret.encode("utf-8"), b"***")  # a server may repeat what it was sent
         except urllib.error.HTTPError as error:
             with error:
                 said = _said(error, self.address.timeout).replace(secret or "\0", "***")

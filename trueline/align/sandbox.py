@@ -15,6 +15,7 @@ how often the code looks at the clock, and secrecy of what files there are (thei
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import platform
@@ -33,6 +34,10 @@ from typing import Any
 CHILD, FENCE = (Path(__file__).with_name(f"sandbox_{part}.py") for part in ("child", "fence"))
 LONGEST_VERDICT = 1 << 14
 """Bytes."""
+DEFINITIONS = (
+    ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Import, ast.ImportFrom, ast.Assign, ast.AnnAssign
+)  # fmt: skip
+"""Statements that test nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +67,11 @@ def run_tests(code: str, tests: str, limits: Limits = Limits()) -> Outcome:
         raise ValueError(_refusal(f"this is {sys.platform}"))
     if not tests.strip():
         raise ValueError("there are no tests: a row without any would let every code pass")
+    if runs_nothing(tests):
+        raise ValueError(
+            f"the tests {tests.strip()[:60]!r} define things and run none of them, so every code would pass: write asserts, functions "
+            "named test..., or a last line that calls what is defined, such as check(add)"
+        )
     asked, answered = os.pipe(), os.pipe()
     ours = {*asked, *answered}
     with tempfile.TemporaryDirectory(prefix="trueline-") as folder:
@@ -81,6 +91,24 @@ def run_tests(code: str, tests: str, limits: Limits = Limits()) -> Outcome:
                     child.stdout.close()
             for end in ours:
                 os.close(end)
+
+
+def runs_nothing(tests: str) -> bool:
+    """Whether a text only defines: neither a statement that does something nor a function named test..., which would be called. Classes
+    of unittest are such, and so is a check(candidate) that nobody calls."""
+    try:
+        statements = ast.parse(tests).body
+    except (SyntaxError, ValueError, RecursionError, MemoryError):  # it will fail by itself
+        return False
+    for one in statements:
+        if isinstance(one, ast.FunctionDef) and one.name.startswith("test"):
+            return False
+        main = isinstance(one, ast.If) and "__name__" in ast.dump(one.test)  # the tests are no program
+        text = isinstance(one, ast.Expr) and isinstance(one.value, ast.Constant)
+        calls = isinstance(one, ast.Assign) and any(isinstance(part, ast.Call) for part in ast.walk(one))
+        if calls or not (isinstance(one, DEFINITIONS) or main or text):
+            return False
+    return True
 
 
 def unit_tests(limits: Limits = Limits(), workers: int = 0) -> UnitTests:
