@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from trueline.run import read_lines
 from trueline.train import train
 from trueline.train.config import EvalConfig
 from trueline.train.state import TrainState
-from trueline.train.step import backward
+from trueline.train.step import backward, following
 
 Rows = Callable[..., list[Row]]
 Make = Callable[..., Decoder]
@@ -164,3 +164,20 @@ def test_prepare_under_autocast_costs_no_gradient(decoder: Make, text_rows: Rows
         backward(objective, model, step, Crew(), bf16=True)
         gradients.append(model.layers[0].mlp.up_proj.weight.grad)
     assert gradients[0] is not None and gradients[1] is not None and torch.equal(*gradients)
+
+
+def test_steps_may_come_from_a_list_or_listen() -> None:
+    heard: list[object] = []
+
+    def listening() -> Iterator[list[Batch]]:
+        heard.append((yield []))
+
+    def from_a_list() -> Iterator[list[Batch]]:
+        yield from [[], []]
+        yield from listening()
+
+    sums = {"loss": (1.0, 1.0)}
+    steps = from_a_list()
+    assert [next(steps), following(steps, sums), following(steps, sums)] == [[], [], []] and not heard
+    assert following(steps, sums) is None and heard == [sums]
+    assert following(iter([[]]), sums) == []

@@ -12,10 +12,11 @@ Left out: what a step's rows are (feeds and objectives), and what follows it (lo
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import GeneratorType
 
 import numpy as np
 import torch
@@ -57,9 +58,16 @@ def take_step(
 def following(steps: Iterator[list[Batch]], sums: Sums) -> list[Batch] | None:
     """The next step of a round, or None. An objective's generator is told what the step before it measured."""
     try:
-        return steps.send(sums) if isinstance(steps, Generator) else next(steps)
+        return steps.send(sums) if isinstance(steps, GeneratorType) and _listens(steps) else next(steps)
     except StopIteration:
         return None
+
+
+def _listens(steps: object) -> bool:
+    """False in the middle of `yield from` a list: there is nobody to be told."""
+    while isinstance(steps, GeneratorType) and steps.gi_yieldfrom is not None:
+        steps = steps.gi_yieldfrom
+    return isinstance(steps, GeneratorType)
 
 
 def backward(
