@@ -24,6 +24,7 @@ from trueline.align.combination import WeightedScorer, parts_of
 from trueline.align.llm_judge import LLMJudge
 from trueline.align.rollouts import Rollouts
 from trueline.align.verifiers import answers_of
+from trueline.align.votes import StoredVotes
 from trueline.cli import out_of_memory
 from trueline.cli.judge import LLMOptions, judge_named
 from trueline.cli.places import BASE, COLUMNS, DATA, JUDGE, MODEL, MORE_DATA, column_names, model_folder
@@ -229,6 +230,12 @@ def rollouts_of(options: Any, folder: str, prompts: Iterable[Record]) -> Rollout
         device = of_environment().place(config.device)
         llm = replace(options.llm, judge_cache=options.llm.judge_cache or options.out.with_name(f"{options.out.name}.verdicts.sqlite"))
         judge = judge_named(options.judge, config.max_length, device, answers=answers, llm=llm)
+        compares = isinstance(judge, StoredVotes) or (isinstance(judge, LLMJudge) and judge.form == "pairs")
+        if compares and options.drawing.num_generations < 2:
+            raise ValueError(
+                f"{options.judge} compares responses with one another, and num_generations is 1: every reward would be the same; give "
+                "--num_generations 2 or more" + (", or --judge_form rating" if isinstance(judge, LLMJudge) else "")
+            )
         return Rollouts(Engine, judge=judge, workers=llm.judge_workers if isinstance(judge, LLMJudge) else 1)
     return Rollouts(Engine, reward=scorer_of(options.reward_model, folder, config))
 
