@@ -40,6 +40,17 @@ def test_margin_won_by_losing_both(lines: list[dict[str, float]], fires: bool) -
     assert bool(watch.displaced(lines)) is fires
 
 
+def test_rewards_without_a_reference_are_no_fall() -> None:
+    """SimPO's are 2 x the mean log-prob: negative from the first step on."""
+    means = [(-1.5, -1.6), (-1.4, -1.6), (-1.6, -1.9)]
+    lines = [
+        {"rewards/chosen": 2 * c, "rewards/rejected": 2 * r, "rewards/margins": 2 * (c - r), "logps/chosen": c, "logps/rejected": r}
+        for c, r in means
+    ]
+    assert watch.displaced(lines) == ""
+    assert watch.displaced([{**line, "logps/chosen": -30.0} for line in lines])  # against a reference
+
+
 def test_stop_tokens() -> None:
     trained, untrained = row([5, 6, 7, 1]), row([1, 1, 7, 8])  # one stands in the prompt only
     assert watch.never_stops([untrained, trained], [1]) == ""
@@ -85,6 +96,10 @@ def warned(lines: list[dict[str, float]]) -> set[str]:
         ([drawn(objective_of_kl=kl) for kl in (5.0, 7.0, 9.0)], set()),  # less than a nat per token
         ([drawn(), *[drawn(0.9, completions_of_mean_length=21.0)] * 3], {"responses-lengthen"}),
         ([drawn(), *[drawn(0.4, completions_of_mean_length=21.0)] * 3], set()),  # longer, and not better paid
+        ([drawn(policy_of_entropy_avg=2.0), *[drawn(policy_of_entropy_avg=0.1)] * 3], {"policy-collapses"}),
+        ([drawn(policy_of_entropy_avg=2.0), *[drawn(policy_of_entropy_avg=0.1)] * 2], set()),  # too few lines
+        ([drawn(policy_of_entropy_avg=2.0), *[drawn(policy_of_entropy_avg=0.3)] * 3], set()),  # not a tenth yet
+        ([drawn(policy_of_entropy_avg=2.0), *[drawn(0.9, policy_of_entropy_avg=0.1)] * 3], set()),  # certain, and right
         ([drawn()] * 9, set()),
     ],
 )

@@ -3,7 +3,7 @@
     steps of rows -> step_facts                                          said once, computed from the first step
     rows          -> never_stops(rows, stop_ids)                         before training
     metrics       -> displaced(lines)          log lines, newest last    while training
-                     flat, cut_off, runs_away, lengthened                of drawn responses (rollouts)
+                     flat, cut_off, runs_away, lengthened, collapsed     of drawn responses (rollouts)
     samples       -> endless(samples)          drawn on the way
 
 All are pure functions of names and numbers: no method is known here, a metric is judged by what its name means everywhere.
@@ -32,6 +32,7 @@ ADVICE = {
     "rewards-all-equal": "look at samples.jsonl and at the judge, raise num_generations or temperature, or start from a better model",
     "responses-cut": "raise max_completion_length, or tune the model on responses that end first (trueline sft)",
     "kl-runs-away": "lower learning_rate or the steps per round, or raise objective.kl_coef; a checkpoint before this is better",
+    "policy-collapses": "lower learning_rate (by ten, to begin with) and go back to the start or to a checkpoint before this",
     "responses-lengthen": "read samples.jsonl: if the judge likes length, raise objective.kl_coef or judge by another rule",
 }
 LINES = 3
@@ -60,6 +61,7 @@ class Watch:
             self._say("responses-cut", cut_off(self.rounds[-LINES:]))
             self._say("kl-runs-away", runs_away(self.rounds[-LINES:]))
             self._say("responses-lengthen", lengthened(first, last))
+            self._say("policy-collapses", collapsed(first, last))
 
     def samples(self, samples: Sequence[Mapping[str, Any]], done: float) -> None:
         """`done`: share of the run that is over; a model at its beginning may well ramble."""
@@ -87,6 +89,8 @@ def displaced(lines: Sequence[Mapping[str, float]]) -> str:
     if len(lines) < LINES or any(name not in line for line in lines for name in names):
         return ""
     falling = all(line["rewards/chosen"] < 0 and line["rewards/rejected"] < 0 < line["rewards/margins"] for line in lines)
+    if all(_without_reference(line) for line in lines):  # they are negative from the start, and differ from batch to batch
+        return ""
     deeper = lines[-1]["rewards/chosen"] < lines[0]["rewards/chosen"]
     wider = lines[-1]["rewards/margins"] > lines[0]["rewards/margins"]
     if not (falling and deeper and wider):
@@ -95,6 +99,15 @@ def displaced(lines: Sequence[Mapping[str, float]]) -> str:
         f"the margin grows ({lines[-1]['rewards/margins']:.3g}) while chosen and rejected responses both become less likely "
         f"than under the reference (rewards {lines[-1]['rewards/chosen']:.3g} and {lines[-1]['rewards/rejected']:.3g})"
     )
+
+
+def _without_reference(line: Mapping[str, float]) -> bool:
+    """Whether the rewards of a pair loss are multiples of its log-probs (ORPO, SimPO), so that no reference is in them."""
+    names = ("rewards/chosen", "rewards/rejected", "logps/chosen", "logps/rejected")
+    if any(name not in line for name in names):
+        return False
+    chosen, rejected, of_chosen, of_rejected = (line[name] for name in names)
+    return bool(np.isclose(chosen * of_rejected, rejected * of_chosen, rtol=1e-4, atol=0.0))
 
 
 def flat(lines: Sequence[Mapping[str, float]]) -> str:
@@ -134,6 +147,20 @@ def lengthened(first: Mapping[str, float], last: Sequence[Mapping[str, float]]) 
     return (
         f"responses have become {last[-1][name] / first[name]:.1f} times as long ({last[-1][name]:.0f} tokens) while the reward rose "
         f"from {first['reward']:.3g} to {last[-1]['reward']:.3g}"
+    )
+
+
+def collapsed(first: Mapping[str, float], last: Sequence[Mapping[str, float]]) -> str:
+    """Whether the policy always says the same and earns no more by it than at first: a step was too large for it. One that is
+    certain because it is right earns more."""
+    name = "policy/entropy_avg"
+    if len(last) < LINES or any(name not in line for line in (first, *last)):
+        return ""
+    if any(line[name] > 0.1 * first[name] or line["reward"] > first["reward"] for line in last):
+        return ""
+    return (
+        f"the policy has collapsed: its entropy per token fell from {first[name]:.3g} to {last[-1][name]:.3g} nats, and the reward "
+        f"did not rise ({first['reward']:.3g} at first, {last[-1]['reward']:.3g} now)"
     )
 
 
