@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -58,6 +59,7 @@ def test_a_run_by_a_rule_and_once_more(trueline: Trueline, tiny: Path, pairs: Pa
                              "--eval_share", 0.4, "--sample_steps", 2, *SHORT)  # fmt: skip
     assert code == 0, said
     assert "prompts from" in said and "sampler vs trainer log-probs: max difference" in said and "second copy" in said
+    assert re.search(r"online-dpo \d+/\d+  loss \S+ .* reward -\d", said)
     lines = read_lines(out / "metrics.jsonl")
     names = {"reward", "reward_std", "completions/mean_length", "completions/clipped_ratio", "objective/kl", "time/sampling", "loss"}
     assert names <= set(lines[0]) and any("eval_reward" in line for line in lines)
@@ -86,7 +88,14 @@ def test_a_dry_run_counts_responses_and_steps(trueline: Trueline, tiny: Path, pa
                              "--max_length", 64)  # fmt: skip
     words = " ".join(said.split())
     assert code == 0 and "responses per round 6" in words and "steps 2" in words and "What is 2 + 2?" in said
+    assert "trained on:" not in said  # what is trained on is yet to be drawn
     assert not (tmp_path / "run").exists()
+
+
+def test_a_dry_run_shows_the_fields_of_groups_as_flags(trueline: Trueline, tiny: Path, pairs: Path, tmp_path: Path) -> None:
+    code, said, _ = trueline("grpo", "--model", tiny, "--data", pairs, "--out", tmp_path / "run", "--dry_run",
+                             "--max_completion_length", 8, "--max_length", 64)  # fmt: skip
+    assert code == 0 and "num_iterations 1" in " ".join(said.split()) and "{" not in said
 
 
 def test_the_answer_of_a_row_reaches_the_rule(trueline: Trueline, tiny: Path, rules: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -20,10 +21,13 @@ def show_plan(plan: Plan, console: Console) -> None:
     for name, number in plan.numbers.items():
         table.add_row(name.replace("_", " "), f"{number:,}", style="bold")
     for name, setting in plan.settings.items():
-        table.add_row(name, str(setting))
+        group = setting if isinstance(setting, Mapping) else {name: setting}  # the fields of a group are flags, too
+        for field, value in group.items():
+            table.add_row(field, str(value))
     console.print(table)
     plain = console.color_system is None
-    console.print(Text("trained on: ") + (Text("[[ so ]]") if plain else Text("green", style="green")))
+    if plan.numbers["scored_tokens"]:  # of prompts nothing is: what is trained on is yet to be drawn
+        console.print(Text("trained on: ") + (Text("[[ so ]]") if plain else Text("green", style="green")))
     for number, sequences in enumerate(plan.samples, 1):
         for place, stretches in enumerate(sequences, 1):
             which = f"row {number}" + (f", response {place} of {len(sequences)}" if len(sequences) > 1 else "")

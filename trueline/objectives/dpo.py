@@ -73,7 +73,7 @@ class DPO:
     beta: float = 0.1
     """Strength of the pull to the reference: the beta of reward - beta KL."""
     loss_type: Literal["sigmoid", "ipo", "hinge", "robust"] = "sigmoid"
-    """Which l."""
+    """Loss of a pair: DPO's own; IPO's pull to a finite margin; a hinge; one for labels partly flipped."""
     label_smoothing: float = 0.0
     """Share of labels taken to be flipped, below 1/2."""
 

@@ -45,7 +45,8 @@ class DPRM:
     utilities: tuple[float, ...] = (-3.0, -1.5, -1.0, -1.0, 0.5, 1.0)
     """What each category is worth, worst first; their number is the number of categories. The default is the paper's table."""
     loss_type: Literal["cross_entropy", "wasserstein", "transport", "plane"] = "cross_entropy"
-    """Which d."""
+    """Distance from the votes: cross_entropy; wasserstein (categories are a step apart); transport (as far apart as their utilities);
+    plane (apart in helpfulness and harm)."""
     helpful: tuple[float, ...] = (-1.0, 0.5, 1.0, -1.0, 0.5, 1.0)
     """How helpful each category is, for loss_type plane."""
     harm: tuple[float, ...] = (1.0, 1.0, 1.0, 0.0, 0.0, 0.0)

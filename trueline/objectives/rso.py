@@ -55,7 +55,7 @@ class RSO:
     ranking: Literal["first_round", "tournament"] = "first_round"
     """Pairs made of them: num_samples / 2 random ones, or the num_samples - 1 games of a knock-out."""
     loss_type: Literal["sigmoid_norm", "hinge_norm", "hinge"] = "sigmoid_norm"
-    """Which l."""
+    """Loss of a pair: DPO's, a hinge on the same margin, or a hinge without the reference (SLiC)."""
     gamma: float = 0.05
     """Of the loss: DPO's beta. The hinges let go of a pair at a margin of 1 / gamma."""
     soft_labels: bool = False

@@ -28,6 +28,8 @@ class Report:
     """Metric -> (sum, count)."""
     seconds: Mapping[str, float] = field(default_factory=dict)
     """What their making took; nothing where rows are stored."""
+    note: str = ""
+    """For the line of progress, beside the loss."""
 
 
 class Feed(Protocol):

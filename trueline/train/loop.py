@@ -103,7 +103,7 @@ def run_loop(
                 )  # fmt: skip
                 tokens = sum(batch.layout.num_tokens for batch in step)
                 state.advance(sums, tokens)
-                bar.update(state.step, loss=sums["loss"][0], tokens=tokens)
+                bar.update(state.step, loss=sums["loss"][0], tokens=tokens, note=report.note)
                 clock.lap("learning")
                 if state.step % config.logging_steps == 0 or state.step == state.total_steps:
                     log_window()

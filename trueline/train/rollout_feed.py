@@ -70,7 +70,8 @@ class RolloutFeed:
 
     def report(self) -> Report:
         """Metrics and seconds of the rounds since the last call."""
-        found = Report(self._sums, dict(self._seconds))
+        note = f"reward {_mean(self._sums, 'reward'):.4g}" if self._sums else ""
+        found = Report(self._sums, dict(self._seconds), note)
         self._sums, self._seconds = {}, Counter()
         return found
 
