@@ -108,7 +108,7 @@ def test_bad_judges_are_named(make_group: Make) -> None:
                 return [1.0]
 
         judged([make_group([0, 0])], Short())
-    with pytest.raises(ValueError, match="judge nan gave nan to response 0"):
+    with pytest.raises(ValueError, match="judge nan gave nan to response 1 to the prompt"):
         judged([make_group([0, 0])], RuleJudge(lambda asked, response: float("nan"), "nan"))
     with pytest.raises(ValueError, match="holds text only"):
         sample_row(replace(make_group([0]), samples=()), [0])

@@ -65,8 +65,9 @@ def test_patterns_schemas_and_rules(trueline: Trueline, sums: Path, tmp_path: Pa
         ("regex:(", "'(' is no regular expression"),
         ("json_schema:missing.json", "missing.json: No such file"),
         ("rule.py:bad", "judge rule.py:bad failed (ZeroDivisionError: division by zero, rule.py:2) on the response 'a'"),
-        ("rule.py:none", "judge rule.py:none failed (TypeError"),
-        ("rule.py:nan", "scores must be finite"),
+        ("rule.py:none", "judge rule.py:none returned None for the response 'a': a rule returns a number"),
+        ("rule.py:words", "judge rule.py:words returned 'good' for the response 'a': a rule returns a number"),
+        ("rule.py:nan", "gave nan to response 1 to the prompt 'p': scores must be finite"),
     ],
 )
 def test_a_judge_that_fails_is_one_sentence(
@@ -74,6 +75,7 @@ def test_a_judge_that_fails_is_one_sentence(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     rules = "def bad(p, r):\n    return 1 / 0\ndef none(p, r):\n    return None\ndef nan(p, r):\n    return float('nan')\n"
+    rules += "def words(p, r):\n    return 'good'\n"
     Path("rule.py").write_text(rules, encoding="utf-8")
     data = drawn(tmp_path / "drawn.jsonl", [{"prompt": "p", "responses": ["a", "b"]}])
     out = tmp_path / "pairs.jsonl"

@@ -160,3 +160,11 @@ def test_a_language_model_judges_many_prompts_at_once(trueline: Trueline, tiny: 
         code, _, said = trueline("online-dpo", "--out", tmp_path / "again", "--judge_cache", tmp_path / "run.verdicts.sqlite", *words)
         assert code == 0 and len(server.questions) == asked
     assert (tmp_path / "run" / "model.safetensors").read_bytes() == (tmp_path / "again" / "model.safetensors").read_bytes()
+
+
+def test_a_pair_is_two_ratings_and_the_counts_say_so(trueline: Trueline, tiny: Path, tmp_path: Path) -> None:
+    line = {"prompt": "What is 1 + 1?", "chosen": "two", "rejected": "three"}
+    data = tmp_path / "pairs.jsonl"
+    data.write_text("".join(json.dumps(line | {"prompt": f"What is {k} + 1?"}) + "\n" for k in range(3)), encoding="utf-8")
+    code, said, complaint = trueline("dprm", "--model", tiny, "--data", data, "--out", tmp_path / "run", "--dry_run")
+    assert code == 0 and "6 rows from" in said and ": 3 read, 6 records of them used" in " ".join(said.split()), said + complaint

@@ -131,8 +131,9 @@ def _with_scores(group: Group, scores: Sequence[float], judge: str) -> Group:
         raise ValueError(f"judge {judge} gave {len(scores)} scores for {len(group)} responses: it must give one each")
     if not np.isfinite(scores).all():
         worst = int(np.flatnonzero(~np.isfinite(scores))[0])
+        said = "\n".join(message.content for message in group.prompt)
         raise ValueError(
-            f"judge {judge} gave {scores[worst]} to response {worst} of prompt {group.key}: scores must be finite"
+            f"judge {judge} gave {scores[worst]} to response {worst + 1} to the prompt {said[:60]!r}: scores must be finite"
         )
     samples = tuple(replace(s, reward=float(score)) for s, score in zip(group.samples, scores, strict=False))
     return replace(group, scores=tuple(float(score) for score in scores), samples=samples)

@@ -30,12 +30,19 @@ class RuleJudge:
 
     def _one(self, prompt: Messages, response: Messages) -> float:
         try:
-            return float(self.rule(prompt, response))
+            score = self.rule(prompt, response)
         except Exception as error:  # whatever the user's function raises
             frame = traceback.extract_tb(error.__traceback__)[-1]
             said = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
             raise ValueError(
                 f"judge {self.name} failed ({said}, {Path(frame.filename).name}:{frame.lineno}) on the response "
+                f"{''.join(message.content for message in response)[:60]!r}: a rule returns a number for every response"
+            ) from error
+        try:
+            return float(score)
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"judge {self.name} returned {repr(score)[:60]} for the response "
                 f"{''.join(message.content for message in response)[:60]!r}: a rule returns a number for every response"
             ) from error
 

@@ -84,7 +84,11 @@ def calibration(bench: Bench, cell: Cell, pairs: Sequence[Comparison]) -> dict[s
             worth_K = -row.numbers["rank"] if "rank" in row.numbers else row.numbers["counts"]
             gaps += [float(scores_K[i] - scores_K[j]) for i, j in np.ndindex(len(worth_K), len(worth_K)) if worth_K[i] > worth_K[j]]
         if not gaps:
-            raise ValueError("no comparison of the tuning or report part has a preference that can be encoded: bring more data")
+            why = "; ".join(f"{reason} ({count})" for reason, count in stats.dropped.most_common(3)) or "ties only"
+            raise ValueError(
+                f"no comparison of the tuning or report part can be used to check the reward model ({why}): bring more data"
+                + (f", or raise --max_length, which is {bench.settings.max_length}" if stats.dropped else "")
+            )
         return pair_calibration(gaps, bins=10).to_dict() | {"pairs": len(gaps)}
 
     name = fingerprint([str(pair.prompt) + str(pair.responses) for pair in pairs])[:12]

@@ -47,12 +47,15 @@ class Encoded:
     """The file that keeps what was left out, under the name it will have; a dry run keeps nothing."""
 
     read: int = 0
-    """Records read, those left out included; 0 for rows that came encoded."""
+    """Rows read, those left out included; 0 for rows that came encoded."""
+    used: int = 0
+    """Records trained on. A row read may give several: a comparison is a rating per response."""
 
     def lines(self, max_length: int) -> list[str]:
         """One sentence per thing that people should know."""
         said = f"{len(self.rows):,} rows from {self.source}" + (f" ({self.format})" if self.format else "")
-        lines = [said + (f": {self.read:,} read, {self.read - self.rejected.total():,} used" if self.read else "")]
+        used = "used" if self.used == self.read - self.rejected.total() else "records of them used"
+        lines = [said + (f": {self.read:,} read, {self.used:,} {used}" if self.read else "")]
         if self.rejected:
             reasons = "; ".join(f"{reason} ({count:,})" for reason, count in self.rejected.most_common(5))
             kept = f", kept in {self.kept}" if self.kept else ""
@@ -134,7 +137,8 @@ def _records(
         raise ValueError(f"{source}: no row can be trained on{': ' + reasons if reasons else ''}")
     kept = "" if rejects is None else "rejects.jsonl"
     seen = read.read if read is not None else given
-    return Encoded(rows, source, read.format if read is not None else "", rejected, stats, kept, seen)
+    form = read.format if read is not None else ""
+    return Encoded(rows, source, form, rejected, stats, kept, seen, given - len(lost))
 
 
 def encode_records(
