@@ -1,7 +1,7 @@
 """`train`: one call from data to a model folder; the same call again goes on where it was stopped.
 
-    folder = train(SFT(), "base", "pairs.jsonl", out="runs/sft", learning_rate=1e-4, eval_share=0.05)
-    print(plan(SFT(), "base", "pairs.jsonl", learning_rate=1e-4))           the same, looked at before anything is done
+    folder = train(SFT(), "runs/base", "pairs.jsonl", out="runs/sft", learning_rate=1e-4, eval_share=0.05)
+    print(plan(SFT(), "runs/base", "pairs.jsonl", learning_rate=1e-4))           the same, looked at before anything is done
 
     out/  config.json model.safetensors tokenizer.json README.md ...      the model (of an adapter: adapter_model.safetensors ...)
           run.json metrics.jsonl events.jsonl rejects.jsonl ...           the run (run.py; products.json: arithmetic.py)

@@ -1,6 +1,6 @@
 """Peak memory and time of a run before it starts, and what to change where the memory does not suffice.
 
-    found = forecast(SFT(), "base", "pairs.jsonl", max_length=512, limit=8 << 30)
+    found = forecast(SFT(), "runs/base", "pairs.jsonl", max_length=512, limit=8 << 30)
     print(found)                  the parts of the peak, the time
     found.ways                    changes that are enough, the mildest first; none when it fits
 
