@@ -76,7 +76,7 @@ def test_no_verdict_is_no_tie() -> None:
     """Counted, left out of wins and ties, and the prompt is known to be without a judgement."""
     with serving(lambda question, number: "I cannot choose." if "vague" in shown(question)[0] else "[[A]]") as server:
         judge = LLMJudge(client(server))
-        judge.judge(ASKED, said("vague", "red"))
+        assert judge.judge(ASKED, said("vague", "red")) == [0.5, 0.5]  # the middle of the scale: neither praise nor blame
         assert judge.tally == {"no verdict": 1} and judge.unjudged == {prompt_key(ASKED)}
         assert "ties 0 (0 of equal responses), no verdict 1; consistency under swap none" in judge.lines()[0]
     with serving(lambda question, number: "?" if "vague" in question else longer(question, number)) as server:
@@ -90,6 +90,7 @@ def test_ratings_and_what_is_right() -> None:
         judge = LLMJudge(client(server), "rating", answers={prompt_key(ASKED): ("blue",)}, criteria="Be strict.")
         assert judge.judge(ASKED, said("red", "green", "x" * 50)) == [3, 5, 4]  # 50 is no rating
         assert judge.tally == {"rated": 2, "no verdict": 1} and judge.unjudged
+        assert judge.judge(ASKED, said("x" * 51)) == [5.5]
     assert all("Be strict." in q and "blue\n</right answer" in q and "response A" not in q for q in server.questions)
 
 

@@ -102,6 +102,13 @@ def test_one_response_cannot_be_compared(trueline: Trueline, tiny: Path, drawn: 
     assert code == 2 and "num_generations is 1: every reward would be the same" in error and "--judge_form rating" in error
 
 
+def test_evaluation_draws_one_response(trueline: Trueline, tiny: Path, drawn: Path, tmp_path: Path) -> None:
+    """Every eval_reward would be the same."""
+    code, _, error = trueline("grpo", "--model", tiny, "--data", drawn, "--judge", "http://127.0.0.1:9/v1#m", "--out", tmp_path / "run",
+                              "--max_completion_length", 4, "--max_length", 64, "--max_steps", 1, "--eval_share", 0.5)  # fmt: skip
+    assert code == 2 and "evaluation draws one to a prompt: leave out eval_data and eval_share" in error
+
+
 def test_training_ends_in_one_sentence_when_nobody_is_there(trueline: Trueline, tiny: Path, drawn: Path, tmp_path: Path) -> None:
     """A judge that answers at first and then is gone: exit code 2, and what it said is kept."""
     out = tmp_path / "run"

@@ -70,7 +70,8 @@ class LLMJudge:
     tally: Counter[str] = field(default_factory=Counter)
     """Pairs: "first", "second" (in the order given), "tie", "no verdict", "consistent", "equal"; ratings: "rated", "no verdict"."""
     unjudged: set[str] = field(default_factory=set)
-    """Keys of prompts with a response that no verdict speaks of: its score is the middle of the others, which says nothing."""
+    """Keys of prompts with a response that no verdict speaks of: its score is the middle of the others, or of the scale, which says
+    nothing."""
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     @property
@@ -86,7 +87,7 @@ class LLMJudge:
         if len(known) < len(found):
             with self._lock:
                 self.unjudged.add(prompt_key(prompt))
-        middle = sum(known) / len(known) if known else 0.0
+        middle = sum(known) / len(known) if known else {"rating": 5.5, "pairs": 0.5}[self.form]  # of the scale
         return [middle if score is None else score for score in found]
 
     def _win_shares(self, prompt: Messages, texts: Sequence[str]) -> list[float | None]:

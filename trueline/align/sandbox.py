@@ -67,6 +67,7 @@ def run_tests(code: str, tests: str, limits: Limits = Limits()) -> Outcome:
         raise ValueError(_refusal(f"this is {sys.platform}"))
     if not tests.strip():
         raise ValueError("there are no tests: a row without any would let every code pass")
+    refuse_no_python(tests)
     if runs_nothing(tests):
         raise ValueError(
             f"the tests {tests.strip()[:60]!r} define things and run none of them, so every code would pass: write asserts, functions "
@@ -93,14 +94,20 @@ def run_tests(code: str, tests: str, limits: Limits = Limits()) -> Outcome:
                 os.close(end)
 
 
+def refuse_no_python(tests: str) -> None:
+    """Tests that cannot be read fail every code: the row is to blame, not the model."""
+    try:
+        compile(tests, "tests", "exec", ast.PyCF_ONLY_AST)
+    except (SyntaxError, ValueError) as error:
+        raise ValueError(f"the tests {tests.strip()[:60]!r} are no Python ({error}): every code would fail them") from None
+    except (RecursionError, MemoryError):
+        raise ValueError(f"the tests {tests.strip()[:60]!r} are nested too deep to be read") from None
+
+
 def runs_nothing(tests: str) -> bool:
     """Whether a text only defines: neither a statement that does something nor a function named test..., which would be called. Classes
     of unittest are such, and so is a check(candidate) that nobody calls."""
-    try:
-        statements = ast.parse(tests).body
-    except (SyntaxError, ValueError, RecursionError, MemoryError):  # it will fail by itself
-        return False
-    for one in statements:
+    for one in ast.parse(tests).body:
         if isinstance(one, ast.FunctionDef) and one.name.startswith("test"):
             return False
         main = isinstance(one, ast.If) and "__name__" in ast.dump(one.test)  # the tests are no program

@@ -236,6 +236,11 @@ def rollouts_of(options: Any, folder: str, prompts: Iterable[Record]) -> Rollout
                 f"{options.judge} compares responses with one another, and num_generations is 1: every reward would be the same; give "
                 "--num_generations 2 or more" + (", or --judge_form rating" if isinstance(judge, LLMJudge) else "")
             )
+        if compares and (options.eval_data or config.evals.eval_share):
+            raise ValueError(
+                f"{options.judge} compares responses with one another, and evaluation draws one to a prompt: leave out eval_data and "
+                "eval_share" + (", or give --judge_form rating" if isinstance(judge, LLMJudge) else "")
+            )
         return Rollouts(Engine, judge=judge, workers=llm.judge_workers if isinstance(judge, LLMJudge) else 1)
     return Rollouts(Engine, reward=scorer_of(options.reward_model, folder, config))
 
