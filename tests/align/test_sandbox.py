@@ -38,7 +38,7 @@ def test_right_code_passes_and_wrong_code_does_not() -> None:
     wrong = run_tests(add, "def test_sum():\n    assert add(1, 2) == 4, 'sums'")
     assert not wrong.passed and wrong.why == "AssertionError: sums"
     assert "SyntaxError" in run_tests("def add(a, b) return", "assert add(1, 2) == 3").why
-    with pytest.raises(ValueError, match="are no Python .* every code would fail them"):  # the row is to blame
+    with pytest.raises(ValueError, match=r"are no Python .* every code would fail them"):  # the row is to blame
         run_tests("def add(a, b): return a + b", "assert add(1, 2) ==")
     assert "NameError" in run_tests("pass", "assert add(1, 2) == 3").why
     with pytest.raises(ValueError, match="there are no tests"):
