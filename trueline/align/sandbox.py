@@ -97,7 +97,7 @@ def run_tests(code: str, tests: str, limits: Limits = Limits()) -> Outcome:
 def refuse_no_python(tests: str) -> None:
     """Tests that cannot be read fail every code: the row is to blame, not the model."""
     try:
-        compile(tests, "tests", "exec", ast.PyCF_ONLY_AST)
+        ast.parse(tests)
     except (SyntaxError, ValueError) as error:
         raise ValueError(f"the tests {tests.strip()[:60]!r} are no Python ({error}): every code would fail them") from None
     except (RecursionError, MemoryError):
