@@ -22,7 +22,6 @@ import argparse
 import json
 import os
 import resource
-import subprocess
 import sys
 import tempfile
 import time
@@ -32,7 +31,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from training import prepared
+from training import measure, prepared
 
 SAMPLES, NEW_TOKENS, EPOCHS = 32, 48, 4
 GENERATIONS = {"ppo": 1, "ppo_shared": 1, "rloo": 2, "grpo": 8}
@@ -146,24 +145,12 @@ def work(task: dict[str, Any]) -> None:
     print("RESULT " + json.dumps({"seconds": (ends[-1] - ends[0]) / (len(ends) - 1), "megabytes": memory}))
 
 
-def measure(task: dict[str, Any]) -> dict[str, Any]:
-    """Run `work` in a fresh process."""
-    environment = os.environ | {"OMP_NUM_THREADS": str(task["threads"]), "TRANSFORMERS_VERBOSITY": "error"}
-    done = subprocess.run(
-        [sys.executable, __file__, "--worker", json.dumps(task)], capture_output=True, text=True, env=environment
-    )
-    lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
-    if not lines:
-        raise RuntimeError(f"{task}: {done.stderr[-2000:]}")
-    return json.loads(lines[-1].removeprefix("RESULT "))
-
-
 def compare(task: dict[str, Any], repeats: int) -> list[str]:
     """Rows of the table: ours, and each way to run the peer."""
     found: dict[str, list[dict[str, Any]]] = {side: [] for side in ("ours", "stock", "medium")}
     for _ in range(repeats):
         for side, runs in found.items():
-            runs.append(measure(task | {"side": side}))
+            runs.append(measure(task | {"side": side}, __file__))
             print(f"  {task['method']} {side}: {runs[-1]['seconds']:.1f} s", file=sys.stderr, flush=True)
     seconds = {side: np.array([one["seconds"] for one in runs]) for side, runs in found.items()}
     memory = {side: np.median([one["megabytes"] for one in runs]) for side, runs in found.items()}

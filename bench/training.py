@@ -181,11 +181,11 @@ def work(task: dict[str, Any]) -> None:
     print("RESULT " + json.dumps(found))
 
 
-def measure(task: dict[str, Any]) -> dict[str, Any]:
-    """Run `work` in a fresh process."""
+def measure(task: dict[str, Any], script: str = __file__) -> dict[str, Any]:
+    """Run `work` of a script in a fresh process."""
     environment = os.environ | {"OMP_NUM_THREADS": str(task["threads"]), "TRANSFORMERS_VERBOSITY": "error"}
     done = subprocess.run(
-        [sys.executable, __file__, "--worker", json.dumps(task)], capture_output=True, text=True, env=environment
+        [sys.executable, script, "--worker", json.dumps(task)], capture_output=True, text=True, env=environment
     )
     lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
     if not lines:
