@@ -303,10 +303,8 @@ def test_a_corpus_is_mixed_into_every_step() -> None:
 
 
 def test_what_is_needed_is_said() -> None:
-    alone = drawn(decoder(), K=1)
-    for objective in (RLOO(), GRPO(), ReinforcePlusPlus(group_baseline=True)):
-        with pytest.raises(ValueError, match="num_generations is 1"):
-            objective.annotate(alone, crew_of(decoder(), decoder()))
+    measured_by_others = RLOO(), GRPO(), ReinforcePlusPlus(group_baseline=True)
+    assert [one.rounds.fewest for one in (*measured_by_others, PPO(), ReinforcePlusPlus())] == [2, 2, 2, 1, 1]
     assert PPO().needs == ("reference", "critic") and RLOO().needs == ("reference",)
     assert GRPO(kl=KLPenalty(kl_coef=0.0)).needs == ()  # nothing pulls: no copy of the weights
 

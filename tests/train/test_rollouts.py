@@ -19,8 +19,11 @@ from trueline.models.files import fingerprint
 from trueline.models.scorer import PolicyScorer
 from trueline.objectives.base import Budget
 from trueline.objectives.dpo import DPO
+from trueline.objectives.grpo import GRPO
 from trueline.objectives.iterate import Iterate
 from trueline.objectives.online_dpo import OnlineDPO
+from trueline.objectives.reinforce_plus_plus import ReinforcePlusPlus
+from trueline.objectives.rloo import RLOO
 from trueline.objectives.rounds import OnPolicy, Rounds, round_steps, tokens_of, with_reference_token_logps
 from trueline.protocols import Crew, Drawn
 from trueline.records import TEXT, Conversation, Message, Messages, RolloutConfig, Row, Sample, Sampling
@@ -286,6 +289,10 @@ def test_what_cannot_draw_is_refused(tmp_path: Path, decoder: Make, tokenizer: T
         go(DPO(), pair_rows(4), rollouts=Scripted())
     with pytest.raises(ValueError, match="needs at least 2 responses"):
         go(OnlineDPO(), prompts(4), rollouts=Scripted(), num_generations=1)
+    for method in (RLOO(), GRPO(), ReinforcePlusPlus(group_baseline=True)):  # before anything is drawn or written
+        with pytest.raises(ValueError, match=r"num_generations is 1, and .* needs at least 2 responses per prompt"):
+            go(method, prompts(4), rollouts=Scripted(), num_generations=1)
+    assert not (tmp_path / "run").exists()
     with pytest.raises(ValueError, match="metric_for_best_model is 'eval_loss', and an evaluation of online-dpo gives eval_reward"):
         go(OnlineDPO(), prompts(20), rollouts=Scripted(), eval_share=0.3, metric_for_best_model="eval_loss")
     with pytest.raises(ValueError, match="there is no prompt to draw from"):

@@ -30,7 +30,6 @@ from trueline.objectives.kl import KLPenalty
 from trueline.objectives.policy_gradient import Averaged
 from trueline.objectives.rewards import (
     Shaping,
-    refuse_single,
     reward_metrics,
     with_penalties,
     with_response_advantages,
@@ -107,10 +106,9 @@ class GRPO:
 
     @property
     def rounds(self) -> Rounds:
-        return self.update.rounds(drop_flat=self.group.drop_flat_groups)
+        return self.update.rounds(fewest=2, drop_flat=self.group.drop_flat_groups)
 
     def annotate(self, rows: Sequence[Row], crew: Crew) -> Sequence[Row]:
-        refuse_single(rows, self.verb)
         rows = with_penalties(with_scores(rows, crew, self.shaping), crew, self.kl)
         if self.group.mask_truncated_completions:
             rows = [replace(row, numbers={**row.numbers, "weight": row.numbers["finished"]}) for row in rows]

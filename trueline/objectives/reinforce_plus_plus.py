@@ -22,7 +22,6 @@ from trueline.objectives.base import Batch, Budget, Losses
 from trueline.objectives.kl import KLPenalty
 from trueline.objectives.rewards import (
     Shaping,
-    refuse_single,
     reward_metrics,
     token_rewards,
     with_penalties,
@@ -65,11 +64,9 @@ class ReinforcePlusPlus:
 
     @property
     def rounds(self) -> Rounds:
-        return self.update.rounds()
+        return self.update.rounds(fewest=2 if self.group_baseline else 1)
 
     def annotate(self, rows: Sequence[Row], crew: Crew) -> Sequence[Row]:
-        if self.group_baseline:
-            refuse_single(rows, self.verb)
         rows = with_penalties(with_scores(rows, crew, self.shaping), crew, self.kl)
         rewards = token_rewards([centred(row) for row in rows] if self.group_baseline else rows, self.shaping)
         return with_tokens(rows, "advantages", whiten([rewards_to_go(rewards_T) for rewards_T in rewards]))

@@ -115,12 +115,6 @@ def with_response_advantages(rows: Sequence[Row], advantages: Sequence[np.ndarra
     return with_tokens(rows, "advantages", spread)
 
 
-def refuse_single(rows: Sequence[Row], verb: str) -> None:
-    """A response cannot be measured by others where there are none."""
-    if any(len(row.ids) < 2 for row in rows):
-        raise ValueError(f"{verb} measures a response by the others to its prompt, and num_generations is 1: give at least 2")
-
-
 def response_rewards(row: Row) -> np.ndarray:
     """[K]: score less the penalties of all tokens, what a response earns as one action."""
     return row.numbers["score"].astype(np.float64) - np.array([penalty_T.sum() for penalty_T in row.tokens["penalty"]])

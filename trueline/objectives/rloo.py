@@ -23,7 +23,6 @@ from trueline.objectives.base import Batch, Budget, Losses
 from trueline.objectives.kl import KLPenalty
 from trueline.objectives.rewards import (
     Shaping,
-    refuse_single,
     response_rewards,
     reward_metrics,
     with_penalties,
@@ -70,10 +69,9 @@ class RLOO:
 
     @property
     def rounds(self) -> Rounds:
-        return self.update.rounds()
+        return self.update.rounds(fewest=2)
 
     def annotate(self, rows: Sequence[Row], crew: Crew) -> Sequence[Row]:
-        refuse_single(rows, self.verb)
         rows = with_penalties(with_scores(rows, crew, self.shaping), crew, self.kl)
         advantages = [leave_one_out(response_rewards(row)) for row in rows]
         return with_response_advantages(rows, whiten(advantages) if self.normalize_advantages else advantages)

@@ -41,6 +41,8 @@ class Rounds:
     """Its keyword arguments: {"margin": 0.5}."""
     responses: int = 0
     """Most responses in one row; 0: as many as are drawn."""
+    fewest: int = 1
+    """num_generations must be at least this: 2 where a response is measured by the others to its prompt."""
     batches: int = 1
     """Steps that a round's rows are dealt out to."""
     epochs: int = 1

@@ -60,9 +60,11 @@ class Update:
                 "the others at least 0"
             )
 
-    def rounds(self, **options: Any) -> Rounds:
+    def rounds(self, *, fewest: int = 1, **options: Any) -> Rounds:
         """What a method with this update says of its rounds: all responses to a prompt are one row."""
-        return Rounds(select="whole_group", options=options, batches=self.num_mini_batches, epochs=self.num_iterations)
+        return Rounds(
+            select="whole_group", options=options, fewest=fewest, batches=self.num_mini_batches, epochs=self.num_iterations
+        )
 
     def steps(
         self, rows: Sequence[Row], budget: Budget, weights_of: Callable[[Sequence[Row]], Mapping[str, float]]

@@ -56,6 +56,6 @@ def check_rounds(objective: Objective, drawing: RolloutConfig | None, rollouts: 
     given = [f"eval_{name}" for name in EVALUATIONS]
     if metric and "eval_" + metric.removeprefix("eval_") not in given:
         raise ValueError(f"metric_for_best_model is {metric!r}, and an evaluation of {objective.verb} gives {', '.join(given)}")
-    fewest = objective.rounds.responses
+    fewest = max(objective.rounds.responses, objective.rounds.fewest)
     if drawing is not None and drawing.num_generations < fewest:
         raise ValueError(f"num_generations is {drawing.num_generations}, and {objective.verb} needs at least {fewest} responses per prompt")
