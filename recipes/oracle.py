@@ -129,7 +129,7 @@ def methods() -> list[Method]:
 
     plain, robust = DPO(beta=BETA), DPO(beta=BETA, loss_type="robust", label_smoothing=0.1)
     in_reward, k2, k3 = (KLPenalty(kl_coef=BETA, kl_estimator=name) for name in ("k1", "k2", "k3"))
-    sums = GroupLoss(loss_type="dr_grpo", dr_grpo_length=4)
+    sums = GroupLoss(loss_type="dr_grpo")
     pairs: dict[str, Any] = {"draws": 2, "copies": 32, "options": {"learning_rate": 0.05}}
     return [
         Method(name="sft, draws of pi*", objective=SFT(), data=partial(demonstrations, beta=BETA), bound=0.02,

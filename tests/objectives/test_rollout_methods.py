@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from trueline.align.group import Group
+from trueline.align.rollouts import limited
 from trueline.align.select import rows as selected
 from trueline.align.select import whole_group
 from trueline.models.attention import Layout
@@ -57,7 +58,7 @@ def drawn(model: Decoder, prompts: int = 3, K: int = 4, temperature: float = 1.0
         groups.append(
             Group(key=f"{number:016x}", prompt=prompt, responses=(prompt,) * K, samples=tuple(samples), scores=scores)
         )
-    return selected(groups, whole_group)
+    return [limited(row, longest) for row in selected(groups, whole_group)]
 
 
 def crew_of(model: Decoder | ActorCritic, reference: Decoder) -> Crew:
@@ -261,7 +262,6 @@ def test_scores_are_normalised_by_all_there_were() -> None:
         (lambda: Shaping(clip_scores=-1.0), "clip_scores"),
         (lambda: GRPO(kl=KLPenalty()), "k1"),
         (lambda: RLOO(shaping=Shaping(whiten_rewards=True)), "whiten_rewards"),
-        (lambda: GRPO(group=GroupLoss(loss_type="dr_grpo", dr_grpo_length=0)), "dr_grpo_length"),
         (lambda: GroupLoss(loss_type="drgrpo"), "use grpo, dapo or dr_grpo"),  # type: ignore[arg-type]
         (lambda: GroupLoss(importance_sampling_level="seqence"), "use token or sequence"),  # type: ignore[arg-type]
     ],
@@ -269,6 +269,20 @@ def test_scores_are_normalised_by_all_there_were() -> None:
 def test_nonsense_is_refused(make: Any, match: str) -> None:
     with pytest.raises(ValueError, match=match):
         make()
+
+
+def test_dr_grpo_divides_by_what_could_have_been_drawn() -> None:
+    """Half the constant is twice the loss; a mean over tokens does not know it."""
+    policy = decoder()
+    for loss_type, factor in (("dr_grpo", 2.0), ("dapo", 1.0)):
+        objective = GRPO(group=GroupLoss(loss_type=loss_type), kl=KLPenalty(kl_coef=0.0))  # type: ignore[arg-type]
+        found = []
+        for limit in (10, 20):
+            rows = objective.annotate([limited(row, limit) for row in drawn(policy)], Crew())
+            rows = [replace(row, tokens={**row.tokens, "advantages": tuple(np.ones_like(a) for a in row.tokens["advantages"])}) for row in rows]
+            ((batch,),) = objective.steps(rows, BUDGET)
+            found.append(float(objective.loss(policy, batch, Crew()).terms["policy"].detach()) / batch.weights["policy"])
+        assert abs(found[0]) > 0.1 and found[0] == pytest.approx(factor * found[1])
 
 
 def test_a_corpus_is_mixed_into_every_step() -> None:

@@ -23,7 +23,7 @@ from trueline.align import select as selectors
 from trueline.align.group import Group, judged, prompt_key, scored
 from trueline.align.select import Select, rows
 from trueline.protocols import Drawn, Judge, Sampler, Scorer
-from trueline.records import TEXT, Message, Messages, RolloutConfig, Sample, Sampling
+from trueline.records import TEXT, Message, Messages, RolloutConfig, Row, Sample, Sampling
 
 SHOWN = 3
 """Responses of a round that are kept as text, of as many prompts."""
@@ -111,8 +111,13 @@ class Rollouts:
             groups = judged(groups, self.judge, self.workers)
         groups = [penalised(group, config.missing_eos_penalty) for group in groups]
         seconds = {"sampling": there - began, "scoring": time.monotonic() - there}
-        found = rows(groups, selector(select, options), seed)
+        found = [limited(row, config.max_completion_length) for row in rows(groups, selector(select, options), seed)]
         return Drawn(found, facts(groups), seconds, [shown(group) for group in groups[:SHOWN]], str(sampler.agreement or ""))
+
+
+def limited(row: Row, limit: int) -> Row:
+    """The row with numbers["limit"]: tokens that each of its responses could have had."""
+    return replace(row, numbers={**row.numbers, "limit": np.full(len(row.ids), limit, dtype=np.float32)})
 
 
 def selector(name: str, options: Mapping[str, Any]) -> Select:

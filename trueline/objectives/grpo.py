@@ -46,9 +46,7 @@ class GroupLoss:
     """What the loss is averaged over, and what stays out of it."""
 
     loss_type: Literal["grpo", "dapo", "dr_grpo"] = "grpo"
-    """grpo (mean over responses of their means), dapo (mean over tokens) or dr_grpo (sums over dr_grpo_length)."""
-    dr_grpo_length: int = 256
-    """The constant of dr_grpo: max_completion_length."""
+    """grpo (mean over responses of their means), dapo (mean over tokens) or dr_grpo (sums over max_completion_length)."""
     importance_sampling_level: Literal["token", "sequence"] = "token"
     """Clip each token's ratio, or that of the sequence (the mean of its tokens' in logarithms)."""
     drop_flat_groups: bool = False
@@ -65,7 +63,7 @@ class GroupLoss:
     def averaging(self) -> Averaging:
         """In the words of the shared loss."""
         over: dict[str, Averaged] = {"grpo": "sequences", "dapo": "tokens", "dr_grpo": "constant"}
-        return Averaging(over[self.loss_type], self.importance_sampling_level, self.dr_grpo_length)
+        return Averaging(over[self.loss_type], self.importance_sampling_level)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,8 +95,6 @@ class GRPO:
             raise ValueError("kl_estimator is k1, which as a loss pulls nowhere on average: use k2 or k3 with grpo")
         if self.shaping.whiten_rewards:
             raise ValueError("whiten_rewards is for rewards per token, and grpo has one per response: leave it out")
-        if self.group.dr_grpo_length < 1:
-            raise ValueError(f"dr_grpo_length is {self.group.dr_grpo_length}: give max_completion_length")
 
     @property
     def needs(self) -> tuple[str, ...]:

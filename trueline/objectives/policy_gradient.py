@@ -61,7 +61,7 @@ def clipped_value_loss(values_N: Tensor, old_N: Tensor, returns_N: Tensor, clip:
 
 
 def token_weights(
-    weights_S: Tensor, sequence_of_N: Tensor, averaged: Averaged, longest: int = 1
+    weights_S: Tensor, sequence_of_N: Tensor, averaged: Averaged, longest: float = 1.0
 ) -> tuple[Tensor, Tensor]:
     """(w_n of every token, W as a scalar) from the weight of every response; `longest` is the constant's length."""
     lengths_S = lengths(sequence_of_N, len(weights_S))

@@ -5,7 +5,7 @@
     class MyMethod:
         rounds: ClassVar[Rounds] = Rounds(select="all_responses", responses=1)       that is all: the feed is train's
 
-A row comes with numbers["reward"], ["temperature"], ["finished"] (0: cut at its longest) per response, and with tokens["logps"],
+A row comes with numbers["reward"], ["temperature"], ["finished"] (0: cut at its longest), ["limit"] per response, and with tokens["logps"],
 the log-probabilities it was drawn with, log softmax(logits / temperature), one for each scored token.
 
 Legend: N scored tokens of a layout.

@@ -84,14 +84,12 @@ class Averaging(NamedTuple):
 
     over: Averaged
     level: Level = "token"
-    longest: int = 1
-    """Tokens that a response may have, where the average is over a constant."""
 
     def weight(self, rows: Sequence[Row]) -> float:
         """W of some rows."""
         owners = [int(scored_L.sum()) for row in rows for scored_L in row.scored]
         sequence_of_N = torch.repeat_interleave(torch.tensor(owners))
-        return float(token_weights(weights_of(rows), sequence_of_N, self.over, self.longest)[1])
+        return float(token_weights(weights_of(rows), sequence_of_N, self.over)[1])
 
 
 def weights_of(rows: Sequence[Row], device: torch.device | str = "cpu") -> Tensor:
@@ -122,7 +120,8 @@ def policy_losses(
     ratio_N = ratios(logps_N, old_N, layout.sequence_of_N, layout.num_sequences, averaging.level)
     clipped = clipped_loss(ratio_N, advantages_N, update.epsilon, update.epsilon_high or update.epsilon)
     weights_S = weights_of(rows, logps_N.device)
-    weight_N, _ = token_weights(weights_S, layout.sequence_of_N, averaging.over, averaging.longest)
+    longest = float(rows[0].numbers["limit"][0]) if averaging.over == "constant" else 1.0
+    weight_N, _ = token_weights(weights_S, layout.sequence_of_N, averaging.over, longest)
     terms = {"policy": (weight_N * clipped.loss_N).sum()}
     if update.entropy_coef:
         terms["entropy"] = -update.entropy_coef * (weight_N * scores.entropy_N).sum()
