@@ -279,7 +279,8 @@ def test_dr_grpo_divides_by_what_could_have_been_drawn() -> None:
         found = []
         for limit in (10, 20):
             rows = objective.annotate([limited(row, limit) for row in drawn(policy)], Crew())
-            rows = [replace(row, tokens={**row.tokens, "advantages": tuple(np.ones_like(a) for a in row.tokens["advantages"])}) for row in rows]
+            ones = [tuple(np.ones_like(one_T) for one_T in row.tokens["advantages"]) for row in rows]
+            rows = [replace(row, tokens={**row.tokens, "advantages": one}) for row, one in zip(rows, ones, strict=True)]
             ((batch,),) = objective.steps(rows, BUDGET)
             found.append(float(objective.loss(policy, batch, Crew()).terms["policy"].detach()) / batch.weights["policy"])
         assert abs(found[0]) > 0.1 and found[0] == pytest.approx(factor * found[1])
