@@ -198,6 +198,12 @@ def test_events_tell_the_story(model: Decoder, prompts: Prompts) -> None:
     assert engine.step() == [] and not engine.busy
 
 
+def test_progress_counts_the_ended_responses(model: Decoder, prompts: Prompts) -> None:
+    told: list[int] = []
+    Engine(model, max_batch=3, progress=told.append).sample(prompts, Sampling(max_new_tokens=6, n=2))
+    assert told == sorted(told) and told[-1] == 2 * len(prompts) and len(set(told)) > 2
+
+
 def test_cancel(model: Decoder, prompts: Prompts) -> None:
     engine = Engine(model, max_batch=2)
     sampling = Sampling(max_new_tokens=9)

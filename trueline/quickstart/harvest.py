@@ -15,7 +15,7 @@ import re
 import textwrap
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -28,6 +28,7 @@ from trueline.quickstart.sources import (
     standard_library,
 )
 from trueline.quickstart.words import STOP_WORDS, prose_words, split_name
+from trueline.run import Bar
 from trueline.store import fingerprint, write_atomic
 
 RULES = 2
@@ -98,10 +99,10 @@ class Harvest:
     """Functions left out, by reason."""
 
 
-def harvest(cache: Path | None = None, progress: Callable[[int, int], None] | None = None) -> Harvest:
+def harvest(cache: Path | None = None) -> Harvest:
     """The harvest of the standard library and of Trueline's dependencies as installed here; kept under `cache`."""
     packages, skipped = distributions(own_dependencies())
-    return harvest_packages([*standard_library(), *packages], skipped, cache=cache, progress=progress)
+    return harvest_packages([*standard_library(), *packages], skipped, cache=cache)
 
 
 def harvest_packages(
@@ -109,9 +110,8 @@ def harvest_packages(
     skipped: Sequence[Skipped] = (),
     *,
     cache: Path | None = None,
-    progress: Callable[[int, int], None] | None = None,
 ) -> Harvest:
-    """The harvest of these packages. `progress(files done, files)` is called after each package."""
+    """The harvest of these packages."""
     key = fingerprint([RULES, [[p.name, p.distribution, p.version, len(p.files)] for p in packages]])[:16]
     kept = cache / f"harvest-{key}.jsonl" if cache else None
     if kept and kept.exists():
@@ -119,24 +119,24 @@ def harvest_packages(
     functions: list[Function] = []
     dropped: Counter[str] = Counter()
     table: list[dict[str, str | int]] = []
-    done, total = 0, sum(len(p.files) for p in packages)
-    for package in packages:
-        found, characters = [], 0
-        for path in package.files:
-            text = read_source(path)
-            if text is None:
-                dropped["file unreadable or too large"] += 1
-                continue
-            characters += len(text)
-            found += read_functions(text, package.name, path.relative_to(package.root).as_posix(), dropped)
-        done += len(package.files)
-        functions += found
-        table.append(
-            dict(name=package.name, distribution=package.distribution, version=package.version, licence=package.licence)
-            | dict(files=len(package.files), characters=characters, functions=len(found))
-        )
-        if progress:
-            progress(done, total)
+    done = 0
+    with Bar(sum(len(p.files) for p in packages), "files read") as bar:
+        for package in packages:
+            found, characters = [], 0
+            for path in package.files:
+                done += 1
+                bar.update(done)
+                text = read_source(path)
+                if text is None:
+                    dropped["file unreadable or too large"] += 1
+                    continue
+                characters += len(text)
+                found += read_functions(text, package.name, path.relative_to(package.root).as_posix(), dropped)
+            functions += found
+            table.append(
+                dict(name=package.name, distribution=package.distribution, version=package.version, licence=package.licence)
+                | dict(files=len(package.files), characters=characters, functions=len(found))
+            )
     result = Harvest(
         functions=tuple(deduplicate(functions, dropped)),
         packages=tuple(table),

@@ -20,7 +20,6 @@ import numpy as np
 from trueline.align.annotator import preference
 from trueline.align.best_of_n import curve
 from trueline.align.group import Group, sample_row, scored
-from trueline.align.rollouts import rollouts
 from trueline.evals.calibration import pair_calibration
 from trueline.evals.interval import bootstrap_mean, normal_mean, paired_difference
 from trueline.evals.kl import sequence_kl
@@ -32,12 +31,10 @@ from trueline.models.scorer import PolicyScorer, RewardScorer
 from trueline.quickstart.grounding import grounding
 from trueline.quickstart.harvest import Function
 from trueline.quickstart.pep257 import Pep257Judge
-from trueline.quickstart.stages import MAX_SUMMARY_TOKENS, NOISE, TEMPERATURE, prompt_of
+from trueline.quickstart.stages import MAX_SUMMARY_TOKENS, NOISE, TEMPERATURE, draw, prompt_of
 from trueline.quickstart.words import split_name
 from trueline.records import Message, Sampling
-from trueline.serve.engine import Engine
 from trueline.tokens import Tokenizer
-from trueline.tokens.encode import encode_prompt
 
 BEST_OF = 8
 EXAMPLES = 20
@@ -52,18 +49,9 @@ class Bench:
     judge: Pep257Judge
     seed: int
 
-    def draw(self, model: Decoder, sampling: Sampling) -> list[Group]:
+    def draw(self, model: Decoder, sampling: Sampling, what: str) -> list[Group]:
         """Judged samples, one group per function."""
-        engine = Engine(model, self.tokenizer, max_batch=256)
-        prompts = [prompt_of(f, self.tokenizer) for f in self.functions]
-        return rollouts(
-            prompts,
-            engine,
-            self.judge,
-            sampling,
-            encode=lambda prompt: encode_prompt(prompt, self.tokenizer),
-            decode=engine.text,
-        )
+        return draw(model, self.functions, self.tokenizer, self.judge, sampling, what)[0]
 
     def score(self, summaries: Sequence[str]) -> np.ndarray:
         """The judge's score of one text per function."""
@@ -81,18 +69,22 @@ def measure(bench: Bench, sft: Path, reward: Path, dpo: Path) -> dict[str, Any]:
     greedy = Sampling(temperature=0, max_new_tokens=MAX_SUMMARY_TOKENS)
     texts = {
         "human": [f.summary for f in bench.functions],
-        "sft": first_texts(bench.draw(sft_model, greedy)),
+        "sft": first_texts(bench.draw(sft_model, greedy, "SFT's summaries")),
         "best-of-n": [""],
-        "dpo": first_texts(bench.draw(dpo_model, greedy)),
+        "dpo": first_texts(bench.draw(dpo_model, greedy, "DPO's summaries")),
     }
     sampled = bench.draw(
-        sft_model, Sampling(n=BEST_OF, temperature=TEMPERATURE, max_new_tokens=MAX_SUMMARY_TOKENS, seed=bench.seed)
+        sft_model,
+        Sampling(n=BEST_OF, temperature=TEMPERATURE, max_new_tokens=MAX_SUMMARY_TOKENS, seed=bench.seed),
+        "SFT's samples",
     )
     rated = scored(sampled, RewardScorer(load_scalar_model(reward)))
     texts["best-of-n"] = [g.responses[int(np.argmax(g.scores))][-1].content for g in rated]
     scores = {name: bench.score(said) for name, said in texts.items()}
     dpo_sampled = bench.draw(
-        dpo_model, Sampling(n=2, temperature=TEMPERATURE, max_new_tokens=MAX_SUMMARY_TOKENS, seed=bench.seed)
+        dpo_model,
+        Sampling(n=2, temperature=TEMPERATURE, max_new_tokens=MAX_SUMMARY_TOKENS, seed=bench.seed),
+        "DPO's samples",
     )
     kl = policy_kl(dpo_sampled, sft_model)
     models = {name: describe(bench, texts[name], scores[name], scores) for name in texts}

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 from trueline.quickstart.harvest import Function, normalised
 from trueline.quickstart.words import STOP_WORDS
+from trueline.run import Bar
 
 TEST_PACKAGES = (
     "rich", "fsspec",
@@ -142,12 +143,14 @@ def split(functions: Iterable[Function]) -> Split:
     held_out = HeldOut(test)
     removed: Counter[str] = Counter()
     train = []
-    for function in functions:
-        if function.package in TEST_PACKAGES:
-            continue
-        why = held_out.reason(function)
-        if why:
-            removed[why] += 1
-        else:
-            train.append(function)
+    with Bar(len(functions), "kept apart from the test packages: functions") as bar:
+        for number, function in enumerate(functions, 1):
+            bar.update(number)
+            if function.package in TEST_PACKAGES:
+                continue
+            why = held_out.reason(function)
+            if why:
+                removed[why] += 1
+            else:
+                train.append(function)
     return Split(train=tuple(train), test=tuple(test), removed=dict(sorted(removed.items())))

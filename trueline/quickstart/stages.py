@@ -14,14 +14,16 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from rich.console import Console
 
 from trueline.align.annotator import rankings_by_plackett_luce
-from trueline.align.group import keep
+from trueline.align.group import Group, keep
 from trueline.align.rollouts import rollouts
+from trueline.models.decoder import Decoder
 from trueline.models.files import load_model
 from trueline.objectives.dpo import DPO
 from trueline.objectives.reward import Reward
@@ -34,6 +36,7 @@ from trueline.quickstart.scratch import grounded
 from trueline.quickstart.splits import split
 from trueline.records import Comparison, Conversation, Message, Messages, Ranking, Sampling
 from trueline.rows import write_rows
+from trueline.run import Bar
 from trueline.serve.engine import Engine
 from trueline.store import write_atomic
 from trueline.tokens import Tokenizer
@@ -133,23 +136,26 @@ def supervise(base: Path, data: Data, tokenizer: Tokenizer, plan: Plan, out: Pat
     )  # fmt: skip
 
 
+def draw(
+    model: Decoder, functions: Sequence[Function], tokenizer: Tokenizer, judge: Pep257Judge, sampling: Sampling, what: str
+) -> tuple[list[Group], Engine]:
+    """Judged summaries, one group per function, and the engine that drew them; progress says `what` is drawn."""
+    prompts = [prompt_of(f, tokenizer) for f in functions]
+    with Bar(len(prompts) * sampling.n, what) as bar:
+        engine = Engine(model, tokenizer, max_batch=256, progress=bar.update)
+        encode = partial(encode_prompt, tok=tokenizer)
+        return rollouts(prompts, engine, judge, sampling, encode=encode, decode=engine.text), engine
+
+
 def compare(sft: Path, data: Data, tokenizer: Tokenizer, plan: Plan, rankings: Path, pairs: Path) -> str:
     """Several summaries per prompt from the SFT model, ranked by an annotator who follows the judge with noise.
 
     The reward model learns from whole rankings, DPO from the first against the last: the clearest choice of each prompt.
     Returns what is to be said about the sampler.
     """
-    engine = Engine(load_model(sft), tokenizer, max_batch=256)
-    prompts = [prompt_of(f, tokenizer) for f in data.preference[: plan.preference_prompts]]
     sampling = Sampling(n=CANDIDATES, temperature=TEMPERATURE, max_new_tokens=MAX_SUMMARY_TOKENS, seed=plan.seed)
-    groups = rollouts(
-        prompts,
-        engine,
-        data.judge,
-        sampling,
-        encode=lambda prompt: encode_prompt(prompt, tokenizer),
-        decode=engine.text,
-    )
+    functions = data.preference[: plan.preference_prompts]
+    groups, engine = draw(load_model(sft), functions, tokenizer, data.judge, sampling, "summaries")
     finished = keep(groups, lambda sample: sample.finish_reason == "stop")
     ranked = rankings_by_plackett_luce(finished, NOISE, plan.seed, source="quickstart")
     write_rows((first_and_last(comparison) for comparison in ranked), pairs, "trueline")

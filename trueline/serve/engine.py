@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from hashlib import blake2b
@@ -54,8 +54,10 @@ class Engine:
         prefill_tokens: int = 4096,
         stop_ids: Sequence[int] | None = None,
         version: str = "",
+        progress: Callable[[int], object] | None = None,
     ) -> None:
-        """`stop_ids` end a response whose Sampling names none: by default the tokenizer's, else the config's end tokens."""
+        """`stop_ids` end a response whose Sampling names none: by default the tokenizer's, else the config's end tokens.
+        `progress` is told by `sample` how many of its responses have ended."""
         if max_batch < 1 or prefill_tokens < 1:
             raise ValueError(f"max_batch and prefill_tokens must be at least 1, got {max_batch} and {prefill_tokens}")
         if tokenizer is not None:
@@ -68,6 +70,7 @@ class Engine:
         self._knobs: Knobs | None = None
         self._ids = count()
         self._ended: list[Event] = []
+        self._progress = progress
         self.agreement: Agreement | None = None
         """Of the first `sample` from this model, once even if it is in training; None before."""
 
@@ -136,12 +139,16 @@ class Engine:
         order = sorted(range(len(checked)), key=lambda number: -len(checked[number]))
         number_of = {self._queue(checked[i], sampling, repeats[i], f"prompt {i}"): i for i in order}
         found: list[list[Sample | None]] = [[None] * sampling.n for _ in checked]
+        ended = 0
         try:
             with _sampling_mode(self.model):  # here once: a model in training changes its mode module by module
                 while self.busy:
                     for event in self.step():
                         if event.sample is not None:
                             found[number_of[event.request]][event.response] = event.sample
+                            ended += 1
+                    if self._progress is not None:
+                        self._progress(ended)
         finally:  # an interrupt leaves a clean engine
             for request in number_of if self._scheduler.busy else ():
                 self.cancel(request)
