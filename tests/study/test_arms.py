@@ -26,6 +26,11 @@ def test_fields_inside_fields() -> None:
     assert arm.main.objective.values.vf_coef == 0.3 and other.main.objective.values.vf_coef == 0.4  # type: ignore[union-attr]
 
 
+def test_responses_drawn_per_prompt_belong_to_a_setting() -> None:
+    (rso, dpo) = read_arms(["rso:num_generations=16,beta=1", "dpo"], RATES)
+    assert rso.main.generations == 16 and rso.main.objective.beta == 1 and dpo.main.generations == 0  # type: ignore[union-attr]
+
+
 def test_only_single_picks_can_answer() -> None:
     """A selector that gives several responses, or a pair, is nothing to answer with."""
     assert "best_of_n" in choosers()
@@ -44,6 +49,8 @@ def test_only_single_picks_can_answer() -> None:
         ("dpo:learning_rate=1e-5", "give 2 learning rates, as many as the others"),
         ("dpo:learning_rate=0/1e-5", "'0' is no learning rate"),
         ("reward", "trains a score and no policy"),
+        ("dpo:num_generations=4", "there is no option 'num_generations'"),
+        ("rso:num_generations=0", "draw at least 1 response"),
         ("best_of_n", "at least 2: best_of_n:n=8"),
     ],
 )

@@ -4,6 +4,7 @@
     dpo:loss_type=ipo,beta=0.1/0.3     with options of its own; several values make several settings, the first is the arm's main one
     best_of_n:n=8/2/4                  a selector of align.select: the start answers n times, and a reward model chooses
     dpo:learning_rate=1e-5/3e-5/1e-4   learning rates of this arm's trials, as many as everybody else has
+    rso:num_generations=16             responses drawn per prompt, of methods that learn from their own
 
 An arm is tuned and compared at its main setting; the others are further points of its frontier.
 Left out: what a setting trains on (rows) and for how long (budget).
@@ -28,8 +29,10 @@ from trueline.align.group import Group
 from trueline.align.select import Pick, Select
 from trueline.objectives import discover
 from trueline.objectives.base import Objective
+from trueline.objectives.rounds import OnPolicy
 
 LEARNING_RATE = "learning_rate"
+GENERATIONS = "num_generations"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +46,8 @@ class Setting:
     select: Select | None = None
     n: int = 1
     """Responses drawn per answer."""
+    generations: int = 0
+    """Responses drawn per prompt in training, where that was written; 0: what the settings or the method say."""
 
     @property
     def method(self) -> dict[str, Any]:
@@ -131,16 +136,19 @@ def objective_setting(cls: type[Any], point: Mapping[str, str], word: str) -> Se
     """An objective with these options."""
     if cls.head != "tokens":
         raise ValueError(f"--methods {word}: {cls.verb} trains a score and no policy; leave it out, what needs a reward model gets one")
-    known = leaves(cls)
+    known = leaves(cls) | ({GENERATIONS: int} if isinstance(cls(), OnPolicy) else {})
     full = {named(name, known): text for name, text in point.items()}
     options = converted(full, known, word)
+    generations = options.pop(GENERATIONS, 0)
+    if GENERATIONS in point and generations < 1:
+        raise ValueError(f"--methods {word}: {GENERATIONS} is {generations}: draw at least 1 response to a prompt")
     try:
         objective = cls()
         for path, value in options.items():
             objective = with_leaf(objective, path.split("."), value)
     except ValueError as error:
         raise ValueError(f"--methods {word}: {error}") from None
-    return Setting(label=label_of(cls.verb, point), options=options, objective=objective)
+    return Setting(label=label_of(cls.verb, point), options=options, objective=objective, generations=generations)
 
 
 def leaves(cls: type[Any], before: str = "") -> dict[str, Any]:

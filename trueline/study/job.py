@@ -30,7 +30,7 @@ from trueline.study.drawn import Drawn, drawn_pairs, unjudged
 from trueline.study.outcome import compile_results, seconds_of
 from trueline.study.report import write_report
 from trueline.study.rewards import Rewards, train_rewards, updates_of
-from trueline.study.rows import Parts, records_of, split
+from trueline.study.rows import Parts, checked, records_of, split
 from trueline.study.settings import Budget, Settings
 from trueline.study.tables import write_tables
 from trueline.study.training import Bench, Material
@@ -41,7 +41,7 @@ from trueline.tokens.encode import encode_prompt
 
 def run_study(
     model: str | Path,
-    data: Sequence[Comparison] | Sequence[Conversation],
+    data: Sequence[Comparison] | Sequence[Conversation] | Parts,
     arms: Sequence[Arm],
     *,
     out: str | Path,
@@ -55,14 +55,15 @@ def run_study(
     """Compare the arms and return the report's path.
 
     model      the start of every policy, and the reference: a folder or a hub id
-    data       comparisons; or prompts, and the judge says which of the start's own responses it prefers
+    data       comparisons; or prompts, and the judge says which of the start's own responses it prefers; or the comparisons by use
+               (rows.Parts), where the caller says which prompts are reported on
     judge      gives the scores that count; without one a reward model that learned from other prompts does. `judge_key` names it in
                fingerprints: another key is another judge
     reward     what chooses among draws, and what methods that draw their own responses are driven by: "learned" or "judge"
     """
     budget, settings, out = (budget or Budget()).resolved(), settings or Settings(), Path(out)
-    prompts = [record for record in data if isinstance(record, Conversation)]
-    pairs = unjudged(prompts) if prompts else [record for record in data if isinstance(record, Comparison)]
+    prompts = [] if isinstance(data, Parts) else [record for record in data if isinstance(record, Conversation)]
+    pairs = data if isinstance(data, Parts) else unjudged(prompts) or [record for record in data if isinstance(record, Comparison)]
     parts = checked_parts(pairs, arms, judge, reward, drawn=bool(prompts))
     asked = {"methods": [arm.name for arm in arms], "budget": asdict(budget), "settings": asdict(settings), "judge": judge_key}
     with Run(out, asked, identity={"study": 1}, console=console or Console(stderr=True)) as run:
@@ -98,14 +99,14 @@ def run_study(
 
 
 def checked_parts(
-    pairs: Sequence[Comparison], arms: Sequence[Arm], judge: Judge | None, reward: str, *, drawn: bool = False
+    pairs: Sequence[Comparison] | Parts, arms: Sequence[Arm], judge: Judge | None, reward: str, *, drawn: bool = False
 ) -> Parts:
     """The comparisons by use. What cannot be is refused here, before any work."""
     if drawn and judge is None:
         raise ValueError("--data has prompts and no comparisons: name a --judge that says which response is better, or bring comparisons")
     if reward == "judge" and judge is None:
         raise ValueError("--reward judge needs a --judge: name one, or let a learned reward model drive (--reward learned)")
-    parts = split(pairs, needs_judge=judge is None)
+    parts = checked(pairs, needs_judge=judge is None) if isinstance(pairs, Parts) else split(pairs, needs_judge=judge is None)
     for arm in arms:
         if arm.main.objective is not None:
             records_of(arm.main.objective, parts)
@@ -186,7 +187,8 @@ def settle(job: Job, arm: Arm, budget: Budget) -> Share:
     }  # fmt: skip
     kept = job.bench.cells.of("share", about)
     drive = job.drive(seed) if needs_reward(arm) else None
-    found = kept.once("share.json", lambda: asdict(share_of(job.bench, arm, job.material[arm.name], budget, drive, shared)))
+    bench = job.bench.drawing(arm.main.generations)
+    found = kept.once("share.json", lambda: asdict(share_of(bench, arm, job.material[arm.name], budget, drive, shared)))
     return Share(**found)
 
 

@@ -70,7 +70,7 @@ def cell_row(bench: Bench, arm: Arm, parts: Parts, budget: Budget, drawn: bool) 
         return row | {"remark": f"draws {arm.main.n} responses per answer"}
     material = Material(bench, records_of(objective, parts))
     if isinstance(objective, OnPolicy):
-        responses = generations(objective, bench.settings)
+        responses = generations(objective, bench.drawing(arm.main.generations).settings)
         longest = bench.settings.max_new_tokens * responses
         each = bench.settings.per_device_train_batch_size * (float(np.mean(material.prompt_lengths)) + longest)
         known = budget.updates

@@ -63,14 +63,22 @@ def split(pairs: Sequence[Comparison], *, needs_judge: bool) -> Parts:
         if needs_judge and TUNING_SHARE <= at < TUNING_SHARE + JUDGE_SHARE:
             side = "judge"
         sides[side].append(pair)
-    for side, found in sides.items():
-        prompts = len({prompt_key(pair.prompt) for pair in found})
-        if prompts < LEAST[side] and (side != "judge" or needs_judge):
+    return checked(Parts(**{side: tuple(found) for side, found in sides.items()}), needs_judge=needs_judge)
+
+
+def checked(parts: Parts, *, needs_judge: bool) -> Parts:
+    """The parts, where each has prompts enough and no prompt has two uses."""
+    keys = {side: {prompt_key(pair.prompt) for pair in parts.of(side)} for side in LEAST}
+    for side, found in keys.items():
+        if len(found) < LEAST[side] and (side != "judge" or needs_judge):
             raise ValueError(
-                f"--data has {len(pairs)} comparisons, which leave {prompts} prompts to the {side} part, and it needs at least "
-                f"{LEAST[side]}: bring more prompts"
+                f"--data has {len(parts.everything)} comparisons, which leave {len(found)} prompts to the {side} part, and it needs "
+                f"at least {LEAST[side]}: bring more prompts"
             )
-    return Parts(**{side: tuple(found) for side, found in sides.items()})
+    twice = sum(map(len, keys.values())) - len(set().union(*keys.values()))
+    if twice:
+        raise ValueError(f"{twice} prompts of the comparisons have several uses: give each to one part, or the report means nothing")
+    return parts
 
 
 def records_for(kind: type[Record], pairs: Sequence[Comparison]) -> list[Record]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -56,6 +56,10 @@ class Bench:
     cells: Cells
     context: int = 2**30
     """Most tokens that the model reads."""
+
+    def drawing(self, generations: int) -> Bench:
+        """The same, where so many responses are drawn per prompt in training; 0 changes nothing."""
+        return replace(self, settings=replace(self.settings, num_generations=generations)) if generations else self
 
 
 @dataclass(frozen=True, kw_only=True)

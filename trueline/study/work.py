@@ -156,8 +156,9 @@ def train_setting(job: Job, arm: Arm, setting: Setting, rate: float, share: Shar
     assert setting.objective is not None
     name = f"{setting.label}, learning rate {rate:g}, seed {seed}"
     tell(name, 0)
+    bench = job.bench.drawing(setting.generations)
     cell = trained(
-        job.bench, setting.objective, job.material[arm.name], learning_rate=rate, updates=share.updates, seed=seed,
+        bench, setting.objective, job.material[arm.name], learning_rate=rate, updates=share.updates, seed=seed,
         drive=job.drive(seed) if needs_reward(arm) else None, tell=lambda step, _: tell(name, step),
     )  # fmt: skip
     tell(name, share.updates)
