@@ -11,7 +11,7 @@ samples of a prompt share its cache, the sampler's own log-probabilities are use
 32 samples of 48 new tokens per iteration, temperature 1, policy, reference and reward model of size S (training.py) with
 random weights, float32. PPO: 32 prompts, 4 epochs of one minibatch, GAE, a critic of its own of the policy's size
 (`ppo_shared`: a head on the policy's trunk, against the same peer, which has no such option). RLOO: 16 prompts x 2 with a
-reference; GRPO: 4 prompts x 8, without one, as it comes. Both sides as many optimizer steps per iteration.
+reference; GRPO: 4 prompts x 8 without one, as the peer's comes. Both sides as many optimizer steps per iteration.
 Every measurement is a process of its own, in turns. Timed: from the end of the first iteration to the end of the last.
 The peer runs as it comes (stock), and with set_float32_matmul_precision("medium").
 """
@@ -105,13 +105,15 @@ def ours(task: dict[str, Any], clock: Callable[[], float]) -> list[float]:
     from trueline.models.files import load_model
     from trueline.models.scorer import RewardScorer
     from trueline.objectives.grpo import GRPO
+    from trueline.objectives.kl import KLPenalty
     from trueline.objectives.ppo import PPO, Critic
     from trueline.objectives.rloo import RLOO
     from trueline.serve.engine import Engine
 
     folder, method = Path(task["folder"]), task["method"]
     objective: Any = {
-        "ppo": PPO(), "ppo_shared": PPO(values=Critic(critic="shared")), "rloo": RLOO(), "grpo": GRPO(),
+        "ppo": PPO(), "ppo_shared": PPO(values=Critic(critic="shared")), "rloo": RLOO(),
+        "grpo": GRPO(kl=KLPenalty(kl_coef=0.0, kl_estimator="k3")),
     }[method]  # fmt: skip
     steps_per_iteration = objective.rounds.steps
     tokenizer = trueline.load_tokenizer(folder)

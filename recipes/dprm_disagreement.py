@@ -107,21 +107,24 @@ def row(numbers: Sequence[int], **values: Any) -> Row:
 
 
 def rows_of(arm: str, numbers_P2: np.ndarray, picks_PA2: np.ndarray, categories: int) -> list[Row]:
-    """The same ratings as each arm reads them."""
+    """The same ratings as each arm reads them; a pick of -1 is none."""
+    there_PA = picks_PA2[..., 0] >= 0
     if arm.startswith("BT"):
         ahead_PA = picks_PA2[..., 0] - picks_PA2[..., 1]
-        votes_P = ((ahead_PA > 0) + 0.5 * (ahead_PA == 0)).sum(1)
-        if arm == "BT, votes":
-            return [row(pair, counts=[v, PEOPLE - v]) for pair, v in zip(numbers_P2, votes_P, strict=True)]
-        half = PEOPLE / 2
-        return [row(pair, rank=[1 + (v < half), 1 + (v > half)]) for pair, v in zip(numbers_P2, votes_P, strict=True)]
-    one_hot_PA2C = np.eye(categories)[picks_PA2]
+        share_PA = 0.5 + ahead_PA / (2 * (categories - 1)) if arm == "BT, grades" else 0.5 + 0.5 * np.sign(ahead_PA)
+        votes_P, people_P = (share_PA * there_PA).sum(1), there_PA.sum(1)
+        if arm != "BT, majority":
+            return [row(pair, counts=[v, n - v]) for pair, v, n in zip(numbers_P2, votes_P, people_P, strict=True)]
+        both = zip(numbers_P2, votes_P, people_P, strict=True)
+        return [row(pair, rank=[1 + (v < n / 2), 1 + (v > n / 2)]) for pair, v, n in both]
+    one_hot_PA2C = np.eye(categories)[picks_PA2] * there_PA[..., None, None]
     if arm.endswith("single"):
         return [
             row([n], counts=[pick])
             for pair, picks in zip(numbers_P2, one_hot_PA2C, strict=True)
             for k, n in enumerate(pair)
             for pick in picks[:, k]
+            if pick.any()
         ]
     return [
         row([n], counts=[picks[:, k].sum(0)])

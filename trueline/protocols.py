@@ -57,6 +57,38 @@ class Judge(Protocol):
 
 
 @runtime_checkable
+class KnownJudge(Judge, Protocol):
+    """A Judge that says what it judges by: a run goes on with that one only."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Of a rule's file, a model's weights, votes, answers; empty where nothing is known of it."""
+        ...
+
+
+@runtime_checkable
+class ManyJudge(Judge, Protocol):
+    """A Judge that is faster with many prompts at once."""
+
+    def judge_all(self, asked: Sequence[tuple[Messages, Sequence[Messages]]]) -> list[list[float]]:
+        """What `judge` says of each (prompt, responses)."""
+        ...
+
+
+@runtime_checkable
+class UnsureJudge(Judge, Protocol):
+    """A Judge that may have no verdict; a response without one has a score that says nothing."""
+
+    def take_unjudged(self) -> set[str]:
+        """Keys of the prompts, since the last call, with such a response."""
+        ...
+
+    def lines(self) -> list[str]:
+        """What was judged so far and what was not, a sentence each."""
+        ...
+
+
+@runtime_checkable
 class TokenScorer(Scorer, Protocol):
     """A Scorer that tells single tokens, too: a frozen policy."""
 
@@ -94,7 +126,12 @@ class Rollouts(Protocol):
 
     @property
     def identity(self) -> Mapping[str, Any]:
-        """What must be the same for a run to go on: who judges."""
+        """What must be the same for a run to go on: who judges, and by what."""
+        ...
+
+    @property
+    def notes(self) -> Sequence[str]:
+        """What people should know of it before the first round, in sentences."""
         ...
 
     def sampler(self, model: Any, tokenizer: Any) -> Sampler:

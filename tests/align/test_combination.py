@@ -52,3 +52,31 @@ def test_judges_add_up_too() -> None:
     loud = RuleJudge(lambda prompt, response: response[0].content.count("!"), "loud")
     judge = WeightedJudge(parts_of("long=1,loud=3"), (long, loud), (1.0, 0.0))
     assert judge.judge(prompt, responses) == [1.0, 3.0] and judge.name == "1 long + 3 loud"
+
+
+def test_the_spread_is_the_width_of_a_linear_reward() -> None:
+    """Models at the sigma points of N(theta, Sigma^-1): their sum less the spread is r - beta ||phi - nu||_{Sigma^-1}."""
+    rng = np.random.default_rng(0)
+    theta_D, nu_D, phi_KD = rng.normal(size=3), rng.normal(size=3), rng.normal(size=(4, 3))
+    pairs_ND = rng.normal(size=(9, 3))
+    sigma_DD = np.eye(3) + pairs_ND.T @ pairs_ND
+    offsets_DD = np.sqrt(3) * np.linalg.cholesky(np.linalg.inv(sigma_DD))
+    models = [theta_D + sign * column for column in offsets_DD.T for sign in (1, -1)]
+    scorers = [Fixed(tuple(phi_KD @ theta), f"{number}") for number, theta in enumerate(models)]
+    parts = parts_of(",".join(f"runs/{number}={1 / 6!r}" for number in range(6)) + ",spread=-0.7")
+    (found_K,) = WeightedScorer(parts, scorers, [float(nu_D @ theta) for theta in models]).score(ROWS)
+    width_K = np.sqrt(np.einsum("kd,de,ke->k", phi_KD - nu_D, np.linalg.inv(sigma_DD), phi_KD - nu_D))
+    np.testing.assert_allclose(found_K, (phi_KD - nu_D) @ theta_D - 0.7 * width_K, rtol=1e-5)
+
+
+def test_a_spread_belongs_to_two_models_or_more() -> None:
+    parts = parts_of("a=1,b=3,spread=-2")
+    one, two = Fixed((1.0, 3.0), "x"), Fixed((5.0, 3.0), "y")
+    judge = WeightedJudge(parts, [RuleJudge(lambda prompt, response, value=value: value, "") for value in (1.0, 5.0)])
+    (both,) = WeightedScorer(parts, (one, two)).score(ROWS)
+    np.testing.assert_allclose(both, [16 - 2 * np.sqrt(3), 12])  # shares 1/4 and 3/4 of 1 and 5: mean 4, variance 3
+    assert judge.judge((), [()]) == [pytest.approx(16 - 2 * np.sqrt(3))] and judge.name == "1 a + 3 b + -2 spread"
+    assert len({WeightedScorer(parts_of(f"a=1,b=3{more}"), (one, two)).fingerprint for more in ("", ",spread=-2", ",spread=-1")}) == 3
+    for wrong in ("a=1,spread=-1", "a=1,b=-1,spread=-1"):
+        with pytest.raises(ValueError, match="two or more reward models beside it, with weights above 0"):
+            parts_of(wrong)

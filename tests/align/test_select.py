@@ -10,7 +10,7 @@ from functools import partial
 import pytest
 
 from trueline.align.group import Group
-from trueline.align.select import all_responses, best_of_n, best_vs_worst, comparisons, conversations, picks, rows
+from trueline.align.select import all_responses, best_of_n, best_vs_worst, comparisons, conversations, main_vs_enhancer, picks, rows
 from trueline.records import Ranking
 
 Make = Callable[..., Group]
@@ -33,6 +33,18 @@ def test_ties_go_by_seed_not_by_position(make_group: Make) -> None:
     pairs = Counter(picks([group], best_vs_worst, seed)[0][1] for seed in range(600))
     assert set(pairs) == {(a, b) for a in (0, 2, 4) for b in (1, 3)} and min(pairs.values()) > 60
     assert picks([group], best_of_n, 5)[0][1] == picks([group], best_of_n, 5)[0][1]
+
+
+def test_a_pair_has_one_response_of_each_player(make_group: Make) -> None:
+    def taken(scores: list[float], **options: float) -> list[tuple[int, ...]]:
+        return [pick for _, pick in picks([make_group(scores)], partial(main_vs_enhancer, **options))]
+
+    assert taken([1.0, 9.0, 0.0, 5.0, 3.0]) == [(1, 4)]  # 0 and 9 are furthest apart, but the main policy drew both
+    assert taken([1.0, 2.0, 8.0, 3.0]) == [(2, 0)]  # the enhancer's wins
+    assert taken([4.0, 1.0]) == [(0, 1)] and taken([1.0, 4.0]) == [(1, 0)]
+    assert taken([4.0, 1.0], margin=3.0) == taken([2.0, 2.0]) == taken([2.0]) == []
+    ties = Counter(picks([make_group([1.0, 1.0, 0.0, 2.0])], main_vs_enhancer, seed)[0][1] for seed in range(400))
+    assert set(ties) == {(0, 2), (1, 2), (3, 0), (3, 1)} and min(ties.values()) > 60
 
 
 def test_the_order_of_groups_does_not_matter(make_group: Make) -> None:

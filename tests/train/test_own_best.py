@@ -1,4 +1,4 @@
-"""RSO and RAFT through the whole loop, with the real sampler: who draws, and that the policy learns."""
+"""RSO, RAFT and iterate through the whole loop, with the real sampler: who draws, and that the policy learns."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from tests.train.test_rollouts import prompts
 from trueline.align.judges import RuleJudge
 from trueline.align.rollouts import Rollouts
 from trueline.models.decoder import Decoder
+from trueline.objectives.iterate import Exploration, Iterate
 from trueline.objectives.raft import RAFT
 from trueline.objectives.rso import RSO
 from trueline.records import Messages
@@ -67,6 +68,24 @@ def test_rso_draws_from_the_start_model_whatever_it_has_learned(run: Callable[..
     assert read_lines(folder / "metrics.jsonl")[-1]["rewards/margins"] == pytest.approx(0, abs=1e-4)
     _, live = run(RAFT(num_mini_batches=1), "live", learning_rate=3e-2, **options)
     assert live[:24] == still[:24] and live[24:] != still[24:]  # the policy in training draws
+
+
+def test_an_enhancer_draws_the_second_half(run: Callable[..., Any]) -> None:
+    """The start model's half is what it was, whatever the policy has learned; at another temperature it is another player."""
+
+    def halves(enhancer: str, rate: float, temperature: float = 0.0, **more: Any) -> tuple[list[str], list[str]]:
+        objective = Iterate(batches=1, epochs=1, exploration=Exploration(enhancer=enhancer, enhancer_temperature=temperature))  # type: ignore[arg-type]
+        folder, texts = run(objective, f"{enhancer}{rate}{temperature}{more}", max_steps=2, learning_rate=rate, **more)
+        assert len(texts) == 2 * 4 * 6 and "loss" in read_lines(folder / "metrics.jsonl")[-1]
+        last = [texts[24 + 6 * prompt : 30 + 6 * prompt] for prompt in range(4)]
+        return [text for six in last for text in six[:3]], [text for six in last for text in six[3:]]
+
+    start, moved, adapted = halves("reference", 1e-12), halves("reference", 3e-2), halves("reference", 3e-1, lora_r=2)
+    assert start[1] == moved[1] == adapted[1] and start[0] != moved[0]
+    assert start[0] != start[1]  # not the same draws twice
+    live, cold = halves("policy", 3e-2), halves("policy", 1e-12, 0.05)
+    assert live[0] == moved[0] and live[1] != moved[1]
+    assert cold[0] == start[0] and len(set(cold[1])) < len(set(start[1]))
 
 
 def test_raft_learns_what_its_judge_likes(run: Callable[..., Any]) -> None:

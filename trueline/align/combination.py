@@ -1,15 +1,21 @@
 """Several reward models as one: a weighted sum, as for a helpful and a harmless one.
 
-    r(x, y) = sum_m weight_m (r_m(x, y) - centre_m)
+    r(x, y) = sum_m weight_m (r_m(x, y) - centre_m)  +  weight of "spread" x std_m (r_m(x, y) - centre_m)
 
     parts_of("runs/helpful=0.7,runs/harmless=0.3")    what people write    -> ((name, weight), ...)
+    parts_of("runs/a=0.5,runs/b=0.5,spread=-1")       the pessimistic form: less where the models disagree
     WeightedScorer(parts, scorers, centres)           on drawn ids, where all read the same tokens
     WeightedJudge(parts, judges, centres)             on text, each with its own tokenizer
     centres_of(scorers, rows)                         each one's mean over the same rows
 
 Scores of two models have no common zero; their means over the same held-out rows are it (Bai et al., 2204.05862).
-`trueline center` stores such a mean in a reward model, whose centre is 0 then. Within a prompt a centre changes no choice.
-Left out: a common scale. One unit is a log-odd of preference in every Bradley-Terry model.
+`trueline center` stores such a mean in a reward model, whose centre is 0 then. Within a prompt a centre changes no choice of a sum.
+
+The spread is the reward's uncertainty: Xiong et al., 2312.11456, algorithm 1, option II, is r - beta ||phi(x, y) - nu||_{Sigma^-1} for
+a reward that is linear in features phi. Of models theta_m with mean theta and covariance Sigma^-1 that norm is the spread, when nu, the
+mean of phi over the reference's responses, is what the models are centred at. So center them all on the same rows first: else the
+spread counts shifts that no comparison tells anything about. Models of one kind, trained on bootstrapped pairs or from several seeds.
+Left out: a common scale (one unit is a log-odd of preference in every Bradley-Terry model); a nu for every prompt.
 """
 
 from __future__ import annotations
@@ -24,6 +30,8 @@ from trueline.records import Messages, Row
 from trueline.store import fingerprint
 
 Parts = tuple[tuple[str, float], ...]
+SPREAD = "spread"
+"""The part that stands for how far the others disagree; a folder of this name is ./spread."""
 
 
 def parts_of(name: str) -> Parts:
@@ -42,7 +50,26 @@ def parts_of(name: str) -> Parts:
         found.append((head.strip(), value))
     if len({head for head, _ in found}) < len(found):
         raise ValueError(f"{name!r} names a reward model twice: add its weights up")
+    others = [weight for _, weight in members(found)]
+    if len(others) < len(found) and (len(others) < 2 or min(others) < 0):
+        raise ValueError(f"{name!r} asks for a spread: name two or more reward models beside it, with weights above 0")
     return tuple(found)
+
+
+def members(parts: Sequence[tuple[str, float]]) -> Parts:
+    """The parts that are models."""
+    return tuple(part for part in parts if part[0] != SPREAD)
+
+
+def combined(scores_MK: np.ndarray, parts: Parts) -> np.ndarray:
+    """The sum over models, and over their spread where that is a part, of centred scores [M, K]: float64 [K]."""
+    weights_M = np.array([weight for _, weight in members(parts)])
+    total_K = weights_M @ scores_MK
+    for name, weight in parts:
+        if name == SPREAD:
+            share_M = weights_M / weights_M.sum()
+            total_K = total_K + weight * np.sqrt(share_M @ (scores_MK - share_M @ scores_MK) ** 2)
+    return total_K
 
 
 def called(parts: Parts) -> str:
@@ -61,12 +88,14 @@ class WeightedScorer:
 
     parts: Parts
     scorers: Sequence[Scorer]
+    """One per part that is a model."""
     centres: Sequence[float] = ()
     """One per scorer; none are zeros."""
     fingerprint: str = field(init=False)
 
     def __post_init__(self) -> None:
-        about = [[weight, scorer.fingerprint] for (_, weight), scorer in zip(self.parts, self.scorers, strict=True)]
+        about = [[weight, scorer.fingerprint] for (_, weight), scorer in zip(members(self.parts), self.scorers, strict=True)]
+        about += [[weight, name] for name, weight in self.parts if name == SPREAD]
         self.fingerprint = fingerprint([about, list(self.centres)])
 
     @property
@@ -76,11 +105,12 @@ class WeightedScorer:
 
     def score(self, rows: Sequence[Row]) -> list[np.ndarray]:
         """For each row float32 [K]."""
-        total = [np.zeros(len(row.ids), dtype=np.float32) for row in rows]
-        for (_, weight), scorer, centre in _each(self.parts, self.scorers, self.centres):
-            for sum_K, score_K in zip(total, scorer.score(rows), strict=True):
-                sum_K += weight * (score_K - centre)
-        return total
+        found = [scorer.score(rows) for scorer in self.scorers]
+        centres_M1 = _centres(self.scorers, self.centres)
+        return [
+            combined(np.stack(scores_MK).astype(np.float64) - centres_M1, self.parts).astype(np.float32)
+            for scores_MK in zip(*found, strict=True)
+        ]
 
 
 @dataclass(frozen=True)
@@ -89,6 +119,7 @@ class WeightedJudge:
 
     parts: Parts
     judges: Sequence[Judge]
+    """One per part that judges."""
     centres: Sequence[float] = ()
 
     @property
@@ -98,11 +129,11 @@ class WeightedJudge:
 
     def judge(self, prompt: Messages, responses: Sequence[Messages]) -> list[float]:
         """One score per response."""
-        total_K = np.zeros(len(responses))
-        for (_, weight), judge, centre in _each(self.parts, self.judges, self.centres):
-            total_K += weight * (np.array(judge.judge(prompt, responses)) - centre)
-        return [float(score) for score in total_K]
+        scores_MK = np.array([judge.judge(prompt, responses) for judge in self.judges], dtype=np.float64)
+        return [float(score) for score in combined(scores_MK - _centres(self.judges, self.centres), self.parts)]
 
 
-def _each(parts: Parts, members: Sequence, centres: Sequence[float]) -> zip:
-    return zip(parts, members, centres or (0.0,) * len(parts), strict=True)
+def _centres(models: Sequence, centres: Sequence[float]) -> np.ndarray:
+    """[M, 1]."""
+    assert not centres or len(centres) == len(models)
+    return np.array(centres or (0.0,) * len(models))[:, None]

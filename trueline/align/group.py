@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from trueline.protocols import Judge, Scorer
+from trueline.protocols import Judge, ManyJudge, Scorer
 from trueline.records import Messages, Row, Sample
 from trueline.store import fingerprint
 
@@ -47,6 +47,9 @@ def judged(groups: Sequence[Group], judge: Judge, workers: int = 1) -> list[Grou
 
     A judge that fails is named: it may be anybody's code, or a machine elsewhere.
     """
+    if isinstance(judge, ManyJudge):
+        found = judge.judge_all([(group.prompt, group.responses) for group in groups])
+        return [_with_scores(group, scores, judge.name) for group, scores in zip(groups, found, strict=True)]
     if workers == 1:
         return [_with_scores(group, _asked(group, judge), judge.name) for group in groups]
     with ThreadPoolExecutor(max_workers=workers) as pool:
@@ -91,7 +94,8 @@ def part(group: Group, numbers: Sequence[int]) -> Group:
 def sample_row(group: Group, numbers: Sequence[int]) -> Row:
     """One row of the drawn ids of these responses: prompt then response, scored where the policy chose the token.
 
-    numbers["reward"] holds their scores once judged; numbers["rank"] their places (1, 2, ...) where there are several;
+    numbers["reward"] holds their scores once judged; numbers["rank"] their places in `numbers` (1, 2, ...) where there are
+    several: the preferred one first in a pair, the order drawn in a whole group, which is no order of merit;
     numbers["finished"] is 0 for a response cut at its longest; tokens["logps"] are those it was drawn with, at
     numbers["temperature"].
     """

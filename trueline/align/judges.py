@@ -1,7 +1,7 @@
 """Judges: what gives responses their scores.
 
     RuleJudge(rule)               a Python function of prompt and response
-    ScorerJudge(scorer, encode)   a reward model, through the Scorer protocol
+    ScorerJudge(scorer, encode)   a reward model, through the Scorer protocol, that reads text
 
 Both are `Judge`s of trueline.protocols, and so are `verifiers` (what is right is known), `llm_judge` and `votes`.
 """
@@ -9,10 +9,12 @@ Both are `Judge`s of trueline.protocols, and so are `verifiers` (what is right i
 from __future__ import annotations
 
 import traceback
+from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from trueline.align.group import prompt_key
 from trueline.protocols import Scorer
 from trueline.records import Messages, Row
 
@@ -23,6 +25,8 @@ class RuleJudge:
 
     rule: Callable[[Messages, Messages], float]
     name: str = "rule"
+    fingerprint: str = ""
+    """Of the file that holds the function."""
 
     def judge(self, prompt: Messages, responses: Sequence[Messages]) -> list[float]:
         """One score per response. ValueError: the function failed, or gave no number."""
@@ -49,13 +53,56 @@ class RuleJudge:
 
 @dataclass(frozen=True)
 class ScorerJudge:
-    """Scores text with a reward model. For drawn ids `align.group.scored` is exact and batches all groups."""
+    """Scores text with a reward model, whatever its tokenizer. For ids that it can read `align.group.scored` is exact."""
 
     scorer: Scorer
-    encode: Callable[[Messages, Sequence[Messages]], Row]
-    """Prompt and K responses to a Row of K sequences, in their order."""
+    encode: Callable[[Messages, Messages], Row | None]
+    """Prompt and one response to a Row of one sequence; None: it cannot be read."""
     name: str = "reward model"
+    fingerprint: str = ""
+    """Of the weights, and of what turns text into ids."""
+    remarks: Callable[[], list[str]] = list
+    """What `encode` has to say of what it read so far."""
+    unjudged: set[str] = field(default_factory=set)
+    """Keys of prompts with a response that could not be read: its score is the middle of the others, which says nothing."""
+    tally: Counter[str] = field(default_factory=Counter)
+    """Responses: "scored", "unread"."""
 
     def judge(self, prompt: Messages, responses: Sequence[Messages]) -> list[float]:
         """One score per response."""
-        return [float(score) for score in self.scorer.score([self.encode(prompt, responses)])[0]]
+        return self.judge_all([(prompt, responses)])[0]
+
+    def judge_all(self, asked: Sequence[tuple[Messages, Sequence[Messages]]]) -> list[list[float]]:
+        """The same of many prompts; the scorer batches them."""
+        encoded = [[self.encode(prompt, response) for response in responses] for prompt, responses in asked]
+        rows = [together([row for row in rows_K if row is not None]) for rows_K in encoded]
+        found = iter(self.scorer.score([row for row in rows if row.ids]))
+        scores = [[float(score) for score in next(found)] if row.ids else [] for row in rows]
+        for (prompt, responses), known in zip(asked, scores, strict=True):
+            self.tally.update({"scored": len(known), "unread": len(responses) - len(known)})
+            if len(known) < len(responses):
+                self.unjudged.add(prompt_key(prompt))
+        return [filled(rows_K, known) for rows_K, known in zip(encoded, scores, strict=True)]
+
+    def take_unjudged(self) -> set[str]:
+        """Keys of prompts since the last call."""
+        found = set(self.unjudged)
+        self.unjudged.clear()
+        return found
+
+    def lines(self) -> list[str]:
+        """What could not be read, or not whole."""
+        unread = self.tally["unread"]
+        whole = f"{unread:,} of {unread + self.tally['scored']:,} responses could not be read by {self.name}"
+        return [*([whole] if unread else []), *self.remarks()]
+
+
+def together(rows: Sequence[Row]) -> Row:
+    """Rows of one sequence as one row of them all."""
+    return Row(ids=tuple(row.ids[0] for row in rows), scored=tuple(row.scored[0] for row in rows))
+
+
+def filled(rows: Sequence[Row | None], known: Sequence[float]) -> list[float]:
+    """A score per row, in their order: the known ones, and their mean where there is no row."""
+    left, middle = iter(known), sum(known) / len(known) if known else 0.0
+    return [middle if row is None else next(left) for row in rows]

@@ -79,6 +79,19 @@ class LLMJudge:
         """Model and form."""
         return f"{self.client.address.model} ({self.form})"
 
+    @property
+    def fingerprint(self) -> str:
+        """Of whom is asked, and what."""
+        about = self.client.address
+        return fingerprint([about.url, about.model, about.max_tokens, PAIR, RATE, self.form, self.criteria, self.answers])
+
+    def take_unjudged(self) -> set[str]:
+        """Keys of prompts since the last call."""
+        with self._lock:
+            found = set(self.unjudged)
+            self.unjudged.clear()
+        return found
+
     def judge(self, prompt: Messages, responses: Sequence[Messages]) -> list[float]:
         """One score per response: share of wins, or rating. ValueError: the judge cannot be reached, or the bound is reached."""
         texts = [text_of(response) for response in responses]

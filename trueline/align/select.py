@@ -2,7 +2,8 @@
 
     all_responses            every response alone                             PPO, RLOO, GRPO
     best_of_n                the best one alone                               RAFT, rejection-sampling fine-tuning
-    best_vs_worst            best first, worst second                         online DPO, GSHF
+    best_vs_worst            best first, worst second                         online DPO, iterate
+    main_vs_enhancer         one of each player, the better one first         iterate with an enhancer
     statistical_rejection    pairs of those that rejection sampling accepts   RSO
 
 A selector maps a group to picks: tuples of response numbers, preferred first, each a row. It is a pure function of the group and
@@ -52,6 +53,18 @@ def best_vs_worst(group: Group, rng: np.random.Generator, *, margin: float = 0.0
     if len(scores) < 2 or scores.max() - scores.min() <= margin:
         return []
     return [(_first(scores, rng), _first(-scores, rng))]
+
+
+def main_vs_enhancer(group: Group, rng: np.random.Generator, *, margin: float = 0.0) -> list[Pick]:
+    """Of all pairs of a response of the first half (the main policy's) and one of the second (the enhancer's) that whose scores are
+    furthest apart, the better one first; none where they differ by at most `margin`. Of an odd number the main policy has one more."""
+    scores = _scores(group)
+    mains = len(scores) - len(scores) // 2
+    ahead_ME = scores[:mains, None] - scores[None, mains:]
+    if not ahead_ME.size or np.abs(ahead_ME).max() <= margin:
+        return []
+    m, e = rng.choice(np.argwhere(np.abs(ahead_ME) == np.abs(ahead_ME).max())).tolist()
+    return [(m, mains + e) if ahead_ME[m, e] > 0 else (mains + e, m)]
 
 
 def statistical_rejection(

@@ -31,6 +31,7 @@ from typing import Any
 from trueline.align.bounded import Bounded
 from trueline.align.group import prompt_key
 from trueline.records import Conversation, Messages
+from trueline.store import fingerprint
 
 Answers = Mapping[str, tuple[Any, ...]]
 """Prompt key -> what is right; none for a prompt that says nothing, several where a prompt stands in several rows."""
@@ -51,6 +52,8 @@ class Verifier:
     answers: Answers | None = None
     """None for a check that needs none."""
     name: str = "verifier"
+    rule: str = ""
+    """Fingerprint of what `name` does not say, such as the contents of a schema's file."""
 
     def __post_init__(self) -> None:
         known = self.answers or {}
@@ -60,6 +63,11 @@ class Verifier:
                 f"{self.name} needs to know what is right, and {missing:,} of {len(known):,} prompts have no answer: "
                 "give their rows a column answer, solution, ground_truth or tests"
             )
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the answers and of the rule."""
+        return fingerprint([self.answers, self.rule])
 
     def judge(self, prompt: Messages, responses: Sequence[Messages]) -> list[float]:
         """One score per response. Where a prompt has several answers, one of them is enough."""

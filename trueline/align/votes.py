@@ -19,6 +19,7 @@ from itertools import combinations
 from trueline.align.group import prompt_key
 from trueline.align.llm_judge import text_of, win_shares
 from trueline.records import Comparison, Messages, Ranking
+from trueline.store import fingerprint
 
 Pair = tuple[str, str, str]
 """Prompt key, text of one response, text of the other."""
@@ -70,6 +71,17 @@ class StoredVotes:
             self.unjudged.add(key)
         middle = sum(known) / len(known) if known else 0.0
         return [middle if score is None else score for score in found]
+
+    @property
+    def fingerprint(self) -> str:
+        """Of all votes."""
+        return fingerprint(sorted([*pair, number] for pair, number in self.votes.items()))
+
+    def take_unjudged(self) -> set[str]:
+        """Keys of prompts since the last call."""
+        found = set(self.unjudged)
+        self.unjudged.clear()
+        return found
 
     def _share(self, key: str, first: str, second: str) -> float | None:
         ours, theirs = self.votes.get((key, first, second), 0.0), self.votes.get((key, second, first), 0.0)

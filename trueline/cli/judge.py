@@ -15,7 +15,7 @@ import tyro
 from rich.console import Console
 
 from trueline.align.chat import Address, ChatClient
-from trueline.align.combination import WeightedJudge, parts_of
+from trueline.align.combination import WeightedJudge, members, parts_of
 from trueline.align.group import Group, judged, prompt_key
 from trueline.align.judges import RuleJudge, ScorerJudge
 from trueline.align.llm_judge import LLMJudge, text_of
@@ -197,7 +197,7 @@ def judge_named(
     if path.endswith(".py"):
         return rule_judge(function_of(Path(path), function), answers or {}, name)
     if parts := parts_of(name):
-        return WeightedJudge(parts, [judge_named(part, max_length, device, answers=answers, llm=llm) for part, _ in parts])
+        return WeightedJudge(parts, [judge_named(part, max_length, device, answers=answers, llm=llm) for part, _ in members(parts)])
     from trueline.models.files import load_scalar_model, read_config
     from trueline.models.scorer import RewardScorer
 

@@ -20,7 +20,7 @@ import tyro
 import yaml
 from rich.console import Console
 
-from trueline.align.combination import WeightedScorer, parts_of
+from trueline.align.combination import WeightedScorer, members, parts_of
 from trueline.align.llm_judge import LLMJudge
 from trueline.align.rollouts import Rollouts
 from trueline.align.verifiers import answers_of
@@ -251,7 +251,7 @@ def scorer_of(name: str, policy: str, config: TrainConfig) -> Scorer:
     from trueline.models.scorer import RewardScorer
 
     if parts := parts_of(name):
-        return WeightedScorer(parts, [scorer_of(part, policy, config) for part, _ in parts])
+        return WeightedScorer(parts, [scorer_of(part, policy, config) for part, _ in members(parts)])
     folder = model_folder(name)
     shape, classifier = read_config(local_folder(folder, "config"))
     if not classifier:

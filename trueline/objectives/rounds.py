@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -25,6 +25,16 @@ from trueline.objectives.base import Batch, Budget, Objective, microbatches
 from trueline.protocols import Crew, TokenScorer
 from trueline.records import Row
 from trueline.store import fingerprint
+
+
+@dataclass(frozen=True)
+class Second:
+    """Who draws the second half of the responses to every prompt."""
+
+    who: Literal["policy", "reference"]
+    """The policy in training, or the reference (the model as it starts)."""
+    temperature: float = 0.0
+    """Of its drawing; 0 takes the run's."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +59,13 @@ class Rounds:
     """Passes over a round's rows."""
     frozen: bool = False
     """The reference (the model as it starts) draws, in every round, instead of the policy in training."""
+    second: Second | None = None
+    """Another player, who draws the second half; None: all are drawn by one."""
+
+    @property
+    def asks_reference(self) -> bool:
+        """Whether the reference draws, all or half."""
+        return self.frozen or (self.second is not None and self.second.who == "reference")
 
     @property
     def steps(self) -> int:

@@ -228,7 +228,7 @@ def _run(
             feed = RolloutFeed(
                 job.rows, job.texts, job.rows_per_round, job.config.seed, rollouts=rollouts, sampler=crew.sampler,
                 config=job.drawing, rounds=objective.rounds, decode=job.tokenizer.decode, say=run.event,
-                drawer=reference_sampler(crew, policy, rollouts, job.tokenizer) if objective.rounds.frozen else None, ranks=ranks,
+                drawer=reference_sampler(crew, policy, rollouts, job.tokenizer) if objective.rounds.asks_reference else None, ranks=ranks,
             )  # fmt: skip
             evaluation = partial(feed.evaluate, job.held) if job.held else None
             draw = draw or (feed.samples if job.config.evals.sample_steps else None)

@@ -22,6 +22,7 @@ from trueline.records import Messages, RolloutConfig, Row
 from trueline.train.feed import Report, StoredFeed
 from trueline.train.ranks import ALONE, Ranks
 from trueline.train.shared_rounds import share, together
+from trueline.train.two_players import TwoPlayers
 
 EMPTY = 20
 """So many rounds in a row without a single row end the run."""
@@ -37,8 +38,10 @@ class RolloutFeed:
         sampler: Sampler, config: RolloutConfig, rounds: Rounds, decode: Callable[[Sequence[int]], str],
         say: Callable[[str], None] = lambda text: None, drawer: Sampler | None = None, ranks: Ranks = ALONE,
     ) -> None:  # fmt: skip
-        """`sampler` draws from the live policy; `drawer` draws the rounds in its stead where they are frozen."""
+        """`sampler` draws from the live policy; `drawer`, the reference's, all or half of the rounds where they say so."""
         self.drawer = drawer or sampler
+        if rounds.second is not None:
+            self.drawer = TwoPlayers(sampler, self.drawer, rounds.second.temperature)
         self.order = StoredFeed(prompts, prompts_per_round, seed)
         self.texts, self.seed, self.rollouts, self.sampler = texts, seed, rollouts, sampler
         self.config, self.rounds, self.decode, self.say, self.ranks = config, rounds, decode, say, ranks
