@@ -145,6 +145,18 @@ def test_report_says_what_was_found(straight: Path) -> None:
 
 
 @pytest.mark.slow
+def test_a_reward_model_that_is_there_is_not_trained_again(straight: Path, tiny: Path, pairs: list[Comparison], tmp_path: Path) -> None:
+    """It chooses as it did where it was learned, and is charged for what it trained on."""
+    model = next(straight.glob("cells/reward-*/run"))
+    given = study(tiny, pairs, tmp_path, Judge(), ("best_of_n:n=2",), settings={"seeds": (0,)}, reward=model)  # type: ignore[dict-item]
+    arm = json.loads((given.parent / "results.json").read_text(encoding="utf-8"))["arms"][1]
+    assert arm["cost"]["reward_model"] == json.loads((model.parent / "trained.json").read_text(encoding="utf-8"))["trained"] > 0
+    assert len(list(given.parent.glob("cells/reward-*/run/metrics.jsonl"))) == 1 and not arm["trials"]
+    with pytest.raises(ValueError, match="--reward learnt: no such directory"):
+        study(tiny, pairs, tmp_path / "other", Judge(), ("best_of_n:n=2",), reward="learnt")
+
+
+@pytest.mark.slow
 def test_other_prompts_train_again(straight: Path, tiny: Path, pairs: list[Comparison], tmp_path: Path) -> None:
     """Policies on the way are cleared away once they are measured; another study that needs them repeats their runs, to the same end."""
     import shutil

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import tyro
 from rich.console import Console
@@ -46,9 +46,9 @@ class Study:
     judge: Annotated[str, tyro.conf.arg(metavar="FILE.py:FUNCTION|DIR|exact_answer|...", help_behavior_hint="(optional)")] = ""
     """Who gives the scores that count: a Python function of prompt and response, a check of what is right, or a reward model. Without
     one, a reward model learns from comparisons that no method sees."""
-    reward: Literal["learned", "judge"] = "learned"
+    reward: Annotated[str, tyro.conf.arg(metavar="learned|judge|DIR")] = "learned"
     """What chooses among draws and drives methods that draw their own responses: a reward model that learns from the training
-    comparisons, or the judge itself."""
+    comparisons, the judge itself, or a reward model that you have."""
     columns: Annotated[tuple[str, ...], COLUMNS] = ()
     """Other column names: prompt=question chosen=better."""
     config: Annotated[Path | None, tyro.conf.arg(metavar="FILE.yaml", help_behavior_hint="(optional)")] = None

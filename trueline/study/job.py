@@ -29,7 +29,7 @@ from trueline.study.cells import Cells
 from trueline.study.drawn import Drawn, drawn_pairs, unjudged
 from trueline.study.outcome import compile_results, seconds_of
 from trueline.study.report import write_report
-from trueline.study.rewards import Rewards, train_rewards, updates_of
+from trueline.study.rewards import Rewards, given_reward, train_rewards, updates_of
 from trueline.study.rows import Parts, checked, records_of, split
 from trueline.study.settings import Budget, Settings
 from trueline.study.tables import write_tables
@@ -49,7 +49,7 @@ def run_study(
     settings: Settings | None = None,
     judge: Judge | None = None,
     judge_key: str = "",
-    reward: str = "learned",
+    reward: str | Path = "learned",
     console: Console | None = None,
 ) -> Path:
     """Compare the arms and return the report's path.
@@ -59,7 +59,8 @@ def run_study(
                (rows.Parts), where the caller says which prompts are reported on
     judge      gives the scores that count; without one a reward model that learned from other prompts does. `judge_key` names it in
                fingerprints: another key is another judge
-    reward     what chooses among draws, and what methods that draw their own responses are driven by: "learned" or "judge"
+    reward     what chooses among draws, and what methods that draw their own responses are driven by: "learned" from the training
+               comparisons, the "judge", or the folder of a reward model
     """
     budget, settings, out = (budget or Budget()).resolved(), settings or Settings(), Path(out)
     prompts = [] if isinstance(data, Parts) else [record for record in data if isinstance(record, Conversation)]
@@ -99,13 +100,15 @@ def run_study(
 
 
 def checked_parts(
-    pairs: Sequence[Comparison] | Parts, arms: Sequence[Arm], judge: Judge | None, reward: str, *, drawn: bool = False
+    pairs: Sequence[Comparison] | Parts, arms: Sequence[Arm], judge: Judge | None, reward: str | Path, *, drawn: bool = False
 ) -> Parts:
     """The comparisons by use. What cannot be is refused here, before any work."""
     if drawn and judge is None:
         raise ValueError("--data has prompts and no comparisons: name a --judge that says which response is better, or bring comparisons")
     if reward == "judge" and judge is None:
         raise ValueError("--reward judge needs a --judge: name one, or let a learned reward model drive (--reward learned)")
+    if reward not in ("learned", "judge"):
+        local_folder(reward, where="--reward ")
     parts = checked(pairs, needs_judge=judge is None) if isinstance(pairs, Parts) else split(pairs, needs_judge=judge is None)
     for arm in arms:
         if arm.main.objective is not None:
@@ -142,7 +145,7 @@ def without_long(bench: Bench, parts: Parts, run: Run) -> Parts:
 
 
 def prepared(
-    bench: Bench, arms: Sequence[Arm], parts: Parts, judge: Judge | None, judge_key: str, reward: str, run: Run, drawn: Drawn | None
+    bench: Bench, arms: Sequence[Arm], parts: Parts, judge: Judge | None, judge_key: str, reward: str | Path, run: Run, drawn: Drawn | None
 ) -> Job:
     """The job with its reward models trained."""
     settings = bench.settings
@@ -150,6 +153,9 @@ def prepared(
     if reward == "learned" and any(map(needs_reward, arms)):
         run.event(f"reward model: {len(settings.learning_rates)} trials, then one per seed, on {len(parts.train):,} comparisons")
         rewards = trained_rewards(bench, parts.train, parts.tuning, settings.seeds, run)
+    elif reward != "judge" and any(map(needs_reward, arms)):
+        run.event(f"reward model: {reward}, as it is")
+        rewards = given_reward(bench, local_folder(reward))
     if judge is None:
         run.event(f"no --judge: a reward model that judges learns from {len(parts.judge):,} comparisons that no method sees")
         judging = trained_rewards(bench, parts.judge, parts.tuning, settings.seeds[:1], run).cells[settings.seeds[0]]

@@ -7,18 +7,22 @@ pleases it has not only learned to please them (Bai et al., 2204.05862, section 
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from trueline.evals.calibration import pair_calibration
+from trueline.models.files import fingerprint as weights_fingerprint
 from trueline.models.files import load_scalar_model
 from trueline.models.scorer import RewardScorer
 from trueline.objectives.reward import Reward
 from trueline.records import Comparison
+from trueline.run import read_json
 from trueline.store import fingerprint
 from trueline.study.cells import Cell
 from trueline.study.training import Bench, Material, forget_checkpoints, trained
@@ -59,6 +63,24 @@ def train_rewards(
     trials = [{"learning_rate": rate, "score": -calibration(bench, one(rate, seeds[0]), tuning)["nll"]} for rate in rates]
     best = max(trials, key=lambda trial: trial["score"])["learning_rate"]
     return Rewards(cells={seed: one(best, seed) for seed in seeds}, learning_rate=best, trials=trials)
+
+
+def given_reward(bench: Bench, folder: Path) -> Rewards:
+    """A reward model that is there already, for all seeds. What it trained on is charged where its run says it; its time is not known."""
+    model = load_scalar_model(folder)
+    theirs, ours = (path / "tokenizer.json" for path in (folder, bench.start))
+    if theirs.exists() and ours.exists() and theirs.read_bytes() != ours.read_bytes():
+        raise ValueError(f"--reward {folder} reads other tokens than {bench.start}: name it as --judge, with --reward judge")
+    cell = bench.cells.of("reward", {"given": weights_fingerprint(model)})
+    run = cell.folder / "run"
+
+    def compute() -> dict[str, Any]:
+        shutil.copytree(folder, run, ignore=shutil.ignore_patterns("checkpoint-*", "*.lock"), dirs_exist_ok=True)
+        finished = folder / "finished.json"
+        return {"trained": read_json(finished, num_tokens=int)["num_tokens"] if finished.exists() else 0}
+
+    cell.once("trained.json", compute)
+    return Rewards(cells=dict.fromkeys(bench.settings.seeds, cell), learning_rate=0.0, trials=[])
 
 
 def updates_of(bench: Bench, pairs: Sequence[Comparison]) -> int:
