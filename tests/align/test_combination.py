@@ -72,7 +72,7 @@ def test_the_spread_is_the_width_of_a_linear_reward() -> None:
 def test_a_spread_belongs_to_two_models_or_more() -> None:
     parts = parts_of("a=1,b=3,spread=-2")
     one, two = Fixed((1.0, 3.0), "x"), Fixed((5.0, 3.0), "y")
-    judge = WeightedJudge(parts, [RuleJudge(lambda prompt, response, value=value: value, "") for value in (1.0, 5.0)])
+    judge = WeightedJudge(parts, (RuleJudge(lambda prompt, response: 1.0, ""), RuleJudge(lambda prompt, response: 5.0, "")))
     (both,) = WeightedScorer(parts, (one, two)).score(ROWS)
     np.testing.assert_allclose(both, [16 - 2 * np.sqrt(3), 12])  # shares 1/4 and 3/4 of 1 and 5: mean 4, variance 3
     assert judge.judge((), [()]) == [pytest.approx(16 - 2 * np.sqrt(3))] and judge.name == "1 a + 3 b + -2 spread"

@@ -10,7 +10,16 @@ from functools import partial
 import pytest
 
 from trueline.align.group import Group
-from trueline.align.select import all_responses, best_of_n, best_vs_worst, comparisons, conversations, main_vs_enhancer, picks, rows
+from trueline.align.select import (
+    all_responses,
+    best_of_n,
+    best_vs_worst,
+    comparisons,
+    conversations,
+    main_vs_enhancer,
+    picks,
+    rows,
+)
 from trueline.records import Ranking
 
 Make = Callable[..., Group]

@@ -83,9 +83,9 @@ def test_an_enhancer_draws_the_second_half(run: Callable[..., Any]) -> None:
     start, moved, adapted = halves("reference", 1e-12), halves("reference", 3e-2), halves("reference", 3e-1, lora_r=2)
     assert start[1] == moved[1] == adapted[1] and start[0] != moved[0]
     assert start[0] != start[1]  # not the same draws twice
-    live, cold = halves("policy", 3e-2), halves("policy", 1e-12, 0.05)
+    live, cold = halves("policy", 3e-2), halves("policy", 1e-12, 1e-3)
     assert live[0] == moved[0] and live[1] != moved[1]
-    assert cold[0] == start[0] and len(set(cold[1])) < len(set(start[1]))
+    assert cold[0] == start[0] and len(set(cold[1])) <= 4 < len(set(start[1]))  # the likeliest one to each prompt
 
 
 def test_raft_learns_what_its_judge_likes(run: Callable[..., Any]) -> None:
