@@ -19,7 +19,7 @@ from trueline.study.arms import read_arms
 from trueline.study.job import run_study
 from trueline.study.settings import Budget, Settings
 
-RESULTS = ("results.json", "frontier.csv", "matrix.csv", "arms.csv", "plan.json")
+RESULTS = ("results.json", "answers.jsonl", "frontier.csv", "matrix.csv", "arms.csv", "plan.json")
 METHODS = ("dpo:beta=0.1/1", "best_of_n:n=2")
 
 
@@ -141,6 +141,12 @@ def test_report_says_what_was_found(straight: Path) -> None:
     arms = {arm["verb"]: arm for arm in results["arms"]}
     assert arms["best_of_n"]["cost"]["per_answer"]["draws"] == 2 and arms["best_of_n"]["cost"]["reward_model"] > 0
     assert arms["dpo"]["cost"]["reward_model"] == 0 and arms["dpo"]["cost"]["reference"] > 0
+    assert all((straight / model / "config.json").exists() for arm in arms.values() for model in arm["models"])
+    assert [len(arm["models"]) for arm in results["arms"]] == [0, 2, 0], "a policy per seed at the main setting"
+    answers = [json.loads(line) for line in (straight / "answers.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert len(answers) == results["answered"]
+    for row, sample in zip(answers, results["samples"], strict=False):
+        assert row["prompt"] == sample["prompt"] and {name: first for name, (first, *_) in row["answers"].items()} == sample["answers"]
     assert arms["start"]["main"]["kl"]["estimate"] == 0 < arms["dpo"]["main"]["kl"]["estimate"]
 
 

@@ -2,7 +2,7 @@
 
     split -> reward models -> budget -> trials (tuning prompts) -> policies of every seed -> measured (report prompts) -> report
 
-    out/  report.html  results.json  frontier.csv  matrix.csv  seconds.json  plan.json  cells/  run.json  events.jsonl
+    out/  report.html  results.json  answers.jsonl  frontier.csv  matrix.csv  seconds.json  plan.json  cells/  run.json  events.jsonl
 
 The same command goes on where it was stopped; another command uses what it shares with what is there. Left out: methods (objectives),
 what training is (train), the page (report).
@@ -27,7 +27,7 @@ from trueline.study.arms import Arm
 from trueline.study.budget import Share, share_of
 from trueline.study.cells import Cells
 from trueline.study.drawn import Drawn, drawn_pairs, unjudged
-from trueline.study.outcome import compile_results, seconds_of
+from trueline.study.outcome import compile_results, every_answer, seconds_of
 from trueline.study.report import write_report
 from trueline.study.rewards import Rewards, given_reward, train_rewards, updates_of
 from trueline.study.rows import Parts, checked, records_of, split
@@ -90,6 +90,8 @@ def run_study(
         seconds = seconds_of(job, tuned, runs)
         write_atomic(out / "results.json", json.dumps(results, indent=1, allow_nan=False))
         write_atomic(out / "seconds.json", json.dumps(seconds, indent=1))
+        answers = every_answer(job, runs, start)
+        write_atomic(out / "answers.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in answers))
         write_tables(results, out)
         write_report(results, seconds, out / "report.html")
         verdict = results["verdict"]

@@ -137,13 +137,14 @@ def compile_results(
     main_points = {p["arm"]: p for p in points if p["main"]}
     arms = [
         {"name": START, "main": main_points[START], "cost": free(start_found), "trials": [], "learning_rate": 0.0, "updates": 0,
-         "how": "", "verb": START}
+         "how": "", "verb": START, "models": []}
     ]  # fmt: skip
     for arm in job.arms:
         arms.append({
             "name": arm.name, "verb": arm.verb, "main": main_points[arm.name], "learning_rate": tuned[arm.name].learning_rate,
             "trials": tuned[arm.name].trials, "updates": shares[arm.name].updates, "how": shares[arm.name].how,
             "cost": cost_of(job, arm, runs[arm.name]),
+            "models": [(cell.folder / "run").relative_to(job.bench.cells.root.parent).as_posix() for cell in runs[arm.name].cells],
         })  # fmt: skip
     results: dict[str, Any] = {
         "seeds": len(job.settings.seeds), "budget": str(budget), "settings": to_plain(job.settings), "judge": judge_of(job),
@@ -214,6 +215,20 @@ def samples(job: Job, mains: Sequence[Taken]) -> list[dict[str, Any]]:
             "answers": {one.arm: [one.texts[0][p][0], float(one.true[0, p, 0])] for one in mains},
         }
         for p, prompt in enumerate(job.prompts("report")[:SAMPLES])
+    ]
+
+
+def every_answer(job: Job, runs: Mapping[str, Runs], start_found: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """A row per report prompt: what every method answered with the first seed, and the judge's scores."""
+    found = {START: start_found[0][""]}
+    for arm in job.arms:
+        found[arm.name] = next(one.found[0] for one in runs[arm.name].measured if one.last and one.label == arm.main.label)
+    return [
+        {
+            "prompt": "\n".join(message.content for message in prompt),
+            "answers": {name: [list(pair) for pair in zip(one["texts"][p], one["true"][p], strict=True)] for name, one in found.items()},
+        }
+        for p, prompt in enumerate(job.prompts("report"))
     ]
 
 
