@@ -86,8 +86,17 @@ def test_a_scorer_scores_all_groups_in_one_call(make_group: Make) -> None:
 
     groups = scored([make_group([0, 0], "a"), make_group([0], "b")], Sum())
     assert [g.scores for g in groups] == [(24, 25), (24,)] and calls == [2]
-    judge = ScorerJudge(Sum(), lambda asked, responses: sample_row(groups[0], range(len(responses))))
-    assert judge.judge(groups[0].prompt, groups[0].responses) == [24, 25]
+    places = {response: k for k, response in enumerate(groups[0].responses)}
+    judge = ScorerJudge(Sum(), lambda asked, response: sample_row(groups[0], [places[response]]) if response in places else None)
+    assert judge.judge(groups[0].prompt, groups[0].responses) == [24, 25] and judge.lines() == []
+    asked = [(group.prompt, group.responses) for group in groups]
+    calls.clear()
+    assert judge.judge_all([asked[0], asked[0]]) == [[24, 25]] * 2 and calls == [2]
+    strange = (Message(role=TEXT, content="unreadable"),)
+    assert judge.judge(groups[0].prompt, [strange, groups[0].responses[1]]) == [25, 25]  # the middle of the others, and named
+    assert judge.judge(groups[1].prompt, [strange]) == [0]
+    assert judge.take_unjudged() == {prompt_key(groups[0].prompt), prompt_key(groups[1].prompt)} and judge.take_unjudged() == set()
+    assert judge.lines() == ["2 of 9 responses could not be read by reward model"]
     assert scored([], Sum()) == []
 
 

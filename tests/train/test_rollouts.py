@@ -7,7 +7,7 @@ import signal
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -120,6 +120,8 @@ class Scripted:
     @property
     def identity(self) -> Mapping[str, Any]:
         return {"judge": "scripted"}
+
+    notes: ClassVar[tuple[str, ...]] = ()
 
     def sampler(self, model: Any, tokenizer: Any) -> Walk:
         return Walk(model)

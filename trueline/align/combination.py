@@ -25,7 +25,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from trueline.protocols import Judge, Scorer
+from trueline.protocols import Judge, KnownJudge, ManyJudge, Scorer, UnsureJudge
 from trueline.records import Messages, Row
 from trueline.store import fingerprint
 
@@ -129,8 +129,29 @@ class WeightedJudge:
 
     def judge(self, prompt: Messages, responses: Sequence[Messages]) -> list[float]:
         """One score per response."""
-        scores_MK = np.array([judge.judge(prompt, responses) for judge in self.judges], dtype=np.float64)
-        return [float(score) for score in combined(scores_MK - _centres(self.judges, self.centres), self.parts)]
+        return self.judge_all([(prompt, responses)])[0]
+
+    def judge_all(self, asked: Sequence[tuple[Messages, Sequence[Messages]]]) -> list[list[float]]:
+        """The same of many prompts."""
+        found = [
+            judge.judge_all(asked) if isinstance(judge, ManyJudge) else [judge.judge(*one) for one in asked] for judge in self.judges
+        ]
+        centres_M1 = _centres(self.judges, self.centres)
+        return [combined(np.array(scores_MK) - centres_M1, self.parts).tolist() for scores_MK in zip(*found, strict=True)]
+
+    @property
+    def fingerprint(self) -> str:
+        """Of all judges, where they have one."""
+        known = [judge.fingerprint if isinstance(judge, KnownJudge) else judge.name for judge in self.judges]
+        return fingerprint([self.parts, known, list(self.centres)])
+
+    def take_unjudged(self) -> set[str]:
+        """Keys of prompts since the last call on which one of the judges has no verdict."""
+        return {key for judge in self.judges if isinstance(judge, UnsureJudge) for key in judge.take_unjudged()}
+
+    def lines(self) -> list[str]:
+        """What each judge has to say."""
+        return [line for judge in self.judges if isinstance(judge, UnsureJudge) for line in judge.lines()]
 
 
 def _centres(models: Sequence, centres: Sequence[float]) -> np.ndarray:

@@ -22,7 +22,7 @@ import numpy as np
 from trueline.align import select as selectors
 from trueline.align.group import Group, judged, prompt_key, scored
 from trueline.align.select import Select, rows
-from trueline.protocols import Drawn, Judge, Sampler, Scorer
+from trueline.protocols import Drawn, Judge, KnownJudge, Sampler, Scorer, UnsureJudge
 from trueline.records import TEXT, Message, Messages, RolloutConfig, Row, Sample, Sampling
 
 SHOWN = 3
@@ -78,6 +78,8 @@ class Rollouts:
     """Sees the drawn ids: a reward model with the policy's own tokenizer."""
     workers: int = 1
     """Prompts whose responses are judged at once; more than 1 for a judge elsewhere that may be asked from several threads."""
+    notes: tuple[str, ...] = ()
+    """What people should know before the first round, in sentences."""
 
     def __post_init__(self) -> None:
         if (self.judge is None) == (self.reward is None):
@@ -85,9 +87,10 @@ class Rollouts:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """Who judges."""
+        """Who judges, and by what."""
         if self.judge is not None:
-            return {"judge": self.judge.name}
+            known = self.judge.fingerprint if isinstance(self.judge, KnownJudge) else ""
+            return {"judge": {"name": self.judge.name, "contents": known}}
         assert self.reward is not None
         return {"reward": self.reward.fingerprint}
 
@@ -110,9 +113,15 @@ class Rollouts:
             assert self.judge is not None
             groups = judged(groups, self.judge, self.workers)
         groups = [penalised(group, config.missing_eos_penalty) for group in groups]
+        known, metrics = groups, {}
+        if isinstance(self.judge, UnsureJudge):  # a score that says nothing is nothing to learn from
+            unjudged = self.judge.take_unjudged()
+            known = [group for group in groups if group.key not in unjudged]
+            metrics = {"judge/unjudged_ratio": (float(len(groups) - len(known)), float(len(groups)))}
         seconds = {"sampling": there - began, "scoring": time.monotonic() - there}
-        found = [limited(row, config.max_completion_length) for row in rows(groups, selector(select, options), seed)]
-        return Drawn(found, facts(groups), seconds, [shown(group) for group in groups[:SHOWN]], str(sampler.agreement or ""))
+        found = [limited(row, config.max_completion_length) for row in rows(known, selector(select, options), seed)]
+        pictures = [shown(group) for group in (known or groups)[:SHOWN]]
+        return Drawn(found, facts(groups, known) | metrics, seconds, pictures, str(sampler.agreement or ""))
 
 
 def limited(row: Row, limit: int) -> Row:
@@ -137,15 +146,15 @@ def penalised(group: Group, penalty: float) -> Group:
     return replace(group, scores=scores, samples=samples)
 
 
-def facts(groups: Sequence[Group]) -> dict[str, tuple[float, float]]:
-    """name -> (sum, count) over all that was drawn, under TRL's names."""
+def facts(groups: Sequence[Group], known: Sequence[Group]) -> dict[str, tuple[float, float]]:
+    """name -> (sum, count) over all that was drawn, and of rewards over what the judge knows, under TRL's names."""
     samples = [sample for group in groups for sample in group.samples]
-    scores = np.array([score for group in groups for score in group.scores], dtype=np.float64)
-    several = [group.scores for group in groups if len(group) > 1]  # of one response there is no spread
+    scores = np.array([score for group in known for score in group.scores], dtype=np.float64)
+    several = [group.scores for group in known if len(group) > 1]  # of one response there is no spread
     spreads = np.array([np.std(one) if np.ptp(one) > 0 else 0.0 for one in several])  # np.std of three times 0.1 is not 0
     responses, prompts = float(len(samples)), float(len(spreads))
     return {
-        "reward": (float(scores.sum()), responses),
+        "reward": (float(scores.sum()), float(len(scores))),
         "reward_std": (float(spreads.sum()), prompts),
         "frac_reward_zero_std": (float((spreads == 0).sum()), prompts),
         "completions/mean_length": (float(sum(len(sample.ids) for sample in samples)), responses),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -26,13 +26,14 @@ from trueline.align.votes import StoredVotes
 from trueline.cli.places import FILE, JUDGES, model_folder
 from trueline.cli.text import messages_of
 from trueline.protocols import Judge as Judging
+from trueline.protocols import ManyJudge, UnsureJudge
 from trueline.records import Comparison, Conversation, Messages, Ranking, Rating, Row
 from trueline.rows import read_rows, write_rows
 from trueline.rows.messages import answer_of
 from trueline.rows.readers import Unreadable, parse_json, read_objects
 from trueline.run import Bar
-from trueline.store import local_folder
-from trueline.tokens import encode_rating, load_tokenizer
+from trueline.store import file_fingerprint, fingerprint, local_folder
+from trueline.tokens import EncodeStats, encode_rating, load_tokenizer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +98,7 @@ class Judge:
         beside = self.out.with_name(self.out.name + ".verdicts.sqlite")
         llm = replace(self.llm, judge_cache=self.llm.judge_cache or beside)
         judge = judge_named(self.judge, self.max_length, self.device, answers=answers, llm=llm)
-        scored = judged_by_verdicts(several, judge, console) if isinstance(judge, LLMJudge | StoredVotes) else judged(several, judge)
+        scored = judged_by_verdicts(several, judge, console) if isinstance(judge, UnsureJudge) else judged(several, judge)
         refuse_equal(scored, groups)
         found = (
             comparisons(scored, lambda group, rng: best_vs_worst(group, rng, margin=self.margin), source=str(self.data))
@@ -122,14 +123,16 @@ class Judge:
         console.print(f"{written.rows:,} rows in {self.out}", markup=False)
 
 
-def judged_by_verdicts(groups: list[Group], judge: LLMJudge | StoredVotes, console: Console) -> list[Group]:
+def judged_by_verdicts(groups: list[Group], judge: UnsureJudge, console: Console) -> list[Group]:
     """Groups with scores, many at once; those with a response that got no verdict are left out and counted."""
-    scored = []
+    scored: list[Group] = []
+    size = AT_ONCE if isinstance(judge, ManyJudge) else 1
+    parts = [groups[first : first + size] for first in range(0, len(groups), size)]
     workers = judge.workers if isinstance(judge, LLMJudge) else 1
     with ThreadPoolExecutor(max_workers=workers) as pool, Bar(len(groups), "judge", console=Console(stderr=True)) as bar:
         try:
-            for group in pool.map(lambda group: judged([group], judge)[0], groups):
-                scored.append(group)
+            for part in pool.map(lambda part: judged(part, judge), parts):
+                scored += part
                 bar.update(len(scored))
         except BaseException:
             pool.shutdown(cancel_futures=True)
@@ -137,9 +140,11 @@ def judged_by_verdicts(groups: list[Group], judge: LLMJudge | StoredVotes, conso
         finally:
             for line in judge.lines():
                 console.print(line, markup=False)
-    if judge.unjudged:
-        console.print(f"[yellow]{len(judge.unjudged):,} prompts left out[/yellow]: there is no verdict on one of their responses")
-    return [group for group in scored if group.key not in judge.unjudged]
+    unjudged = judge.take_unjudged()
+    left = [group for group in scored if group.key not in unjudged]
+    if len(left) < len(scored):
+        console.print(f"[yellow]{len(scored) - len(left):,} prompts left out[/yellow]: there is no verdict on one of their responses")
+    return left
 
 
 def refuse_equal(scored: list[Group], groups: list[Group]) -> None:
@@ -192,7 +197,8 @@ def judge_named(
     if kind in VERIFIERS:
         check = VERIFIERS[kind](rest)
         needs_answers = not (rest and kind in OF_A_RULE)
-        return Verifier(check, (answers or {}) if needs_answers else None, name)
+        rule = file_fingerprint(rest) if kind == "json_schema" and rest else ""
+        return Verifier(check, (answers or {}) if needs_answers else None, name, rule)
     path, _, function = name.rpartition(":")
     if path.endswith(".py"):
         return rule_judge(function_of(Path(path), function), answers or {}, name)
@@ -209,22 +215,24 @@ def judge_named(
         )
     tokenizer = load_tokenizer(folder)
     config.refuse_tokenizer(tokenizer.vocab_size)
+    longest, stats = min(max_length, config.max_length), EncodeStats()
 
-    def encode(prompt: Messages, responses: Sequence[Messages]) -> Row:
+    def encode(prompt: Messages, response: Messages) -> Row | None:
         """One response, or equal ones, are no comparison, but each can be scored."""
-        rows = [encode_rating(Rating(prompt=prompt, response=one, score=0.0), tokenizer, max_length) for one in responses]
-        if any(row is None for row in rows):
-            raise ValueError(
-                f"the prompt {text_of(prompt)[:60]!r} does not fit in --max_length {max_length} with its responses"
-            )
-        found = [row for row in rows if row is not None]
-        return Row(ids=tuple(row.ids[0] for row in found), scored=tuple(row.scored[0] for row in found))
+        return encode_rating(Rating(prompt=prompt, response=response, score=0.0), tokenizer, longest, stats)
 
-    return ScorerJudge(RewardScorer(load_scalar_model(folder, device=device)), encode, name)
+    def remarks() -> list[str]:
+        cut = f"{name} reads {longest:,} tokens: {stats.cut_rows:,} responses lost their end before they were scored"
+        return [*([cut] if stats.cut_rows else []), *(f"{reason}: {number:,}" for reason, number in stats.dropped.most_common(5))]
+
+    scorer = RewardScorer(load_scalar_model(folder, device=device))
+    return ScorerJudge(scorer, encode, name, fingerprint([scorer.fingerprint, tokenizer.fingerprint, longest]), remarks)
 
 
 def rule_judge(rule: Callable[..., float], answers: Answers, name: str) -> RuleJudge:
     """A function of the texts of prompt and response, and of the prompt's answer (or None) where it takes three."""
+    file = inspect.getsourcefile(rule)
+    contents = [file_fingerprint(file)] if file is not None and Path(file).is_file() else []
     takes = len(inspect.signature(rule).parameters)
 
     def score(prompt: Messages, response: Messages) -> float:
@@ -233,7 +241,7 @@ def rule_judge(rule: Callable[..., float], answers: Answers, name: str) -> RuleJ
             given = (*given, next(iter(answers.get(prompt_key(prompt), ())), None))
         return rule(*given)
 
-    return RuleJudge(score, name)
+    return RuleJudge(score, name, fingerprint([*contents, answers if takes > 2 else {}]))
 
 
 def llm_judge(name: str, options: LLMOptions, answers: Answers | None) -> LLMJudge:
@@ -266,6 +274,8 @@ VERIFIERS: dict[str, Callable[[str], Check]] = {
     "unit_tests": lambda rest: unit_tests(),
 }
 """Name -> its check, made from what stands behind the colon."""
+AT_ONCE = 64
+"""Prompts that a reward model scores at a time."""
 OF_A_RULE = ("regex", "json_schema")
 """They need no answers when they are given a rule."""
 

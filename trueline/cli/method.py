@@ -9,8 +9,8 @@ Left out: what rows, tokens and steps are; those are rows', tokens' and train's.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -20,26 +20,22 @@ import tyro
 import yaml
 from rich.console import Console
 
-from trueline.align.combination import WeightedScorer, members, parts_of
-from trueline.align.llm_judge import LLMJudge
-from trueline.align.rollouts import Rollouts
-from trueline.align.verifiers import answers_of
-from trueline.align.votes import StoredVotes
 from trueline.cli import out_of_memory
-from trueline.cli.judge import LLMOptions, judge_named
+from trueline.cli.judge import LLMOptions
 from trueline.cli.places import BASE, COLUMNS, DATA, JUDGE, MODEL, MORE_DATA, column_names, model_folder
 from trueline.cli.plan import memory_advice
+from trueline.cli.rollouts import rollouts_of
 from trueline.cli.runs import COMMAND
 from trueline.cli.show import show_plan
 from trueline.objectives.base import Objective
 from trueline.objectives.rounds import OnPolicy
-from trueline.protocols import Scorer
-from trueline.records import Conversation, Record, RolloutConfig, Sampling
+from trueline.protocols import UnsureJudge
+from trueline.records import Record, RolloutConfig, Sampling
 from trueline.rows import Rows, mix, read_prompts, read_rows
 from trueline.rows.inspection import prompt_of
 from trueline.run import Sink
 from trueline.sinks import tensorboard_sink, wandb_sink
-from trueline.store import local_folder, write_atomic
+from trueline.store import write_atomic
 from trueline.tokens import encode_prompt, load_tokenizer
 from trueline.train import TrainConfig, train
 from trueline.train.api import plan
@@ -95,8 +91,8 @@ class OnlineOptions(MethodOptions):
     more is better; a third argument is the row's answer), a check of what is right, a language model by its address, or a reward
     model that reads text."""
     reward_model: Annotated[str, tyro.conf.arg(metavar="DIR_OR_HUB_ID", help_behavior_hint="(this or --judge)")] = ""
-    """A reward model that reads the very ids that were drawn; it needs the model's own tokenizer. Several are added up with weights:
-    runs/helpful=0.7,runs/harmless=0.3."""
+    """A reward model. It reads the very ids that were drawn; one with another tokenizer than the model reads them as text, which is said.
+    Several are added up with weights: runs/helpful=0.7,runs/harmless=0.3."""
     llm: Annotated[LLMOptions, tyro.conf.arg(name=""), tyro.conf.OmitArgPrefixes] = field(default_factory=LLMOptions)
     """A language model as judge."""
 
@@ -177,13 +173,14 @@ def run_method(options: Any) -> None:
         full = out_of_memory(error)
         if not full:
             raise
+    finally:
+        if rollouts is not None and isinstance(rollouts.judge, UnsureJudge):  # also where the judge ended the run
+            for line in rollouts.judge.lines():
+                console.print(line, markup=False)
     if full and online is not None:
         raise ValueError("out of memory: lower max_tokens_per_batch, max_completion_length or num_generations")
     if full:  # behind the handler, which holds what the failed step had
         raise ValueError(memory_advice(options, start))
-    if rollouts is not None and isinstance(rollouts.judge, LLMJudge):
-        for line in rollouts.judge.lines():
-            console.print(line, markup=False)
     if first:
         keep_command(objective.verb, options, anew=True)
     verb = 'generate "..."' if objective.head == "tokens" else "eval --data HELD_OUT"
@@ -215,54 +212,6 @@ def records_of(options: Any, objective: Objective) -> Rows | list[Record]:
 def reader_of(options: Any, objective: Objective) -> Callable[..., Rows]:
     """What reads a file of this verb: its prompts, or rows to train on."""
     return read_prompts if isinstance(options, OnlineOptions) else partial(read_rows, record=objective.record)
-
-
-def rollouts_of(options: Any, folder: str, prompts: Iterable[Record]) -> Rollouts:
-    """The engine, and who judges; the prompts may say what is right."""
-    from trueline.serve.engine import Engine
-
-    config: TrainConfig = options.train
-
-    if bool(options.judge) == bool(options.reward_model):
-        raise ValueError("who says how good a response is? give --judge FILE.py:FUNCTION or --reward_model DIR, one of the two")
-    if options.judge:
-        answers = answers_of(prompt for prompt in prompts if isinstance(prompt, Conversation))
-        device = of_environment().place(config.device)
-        llm = replace(options.llm, judge_cache=options.llm.judge_cache or options.out.with_name(f"{options.out.name}.verdicts.sqlite"))
-        judge = judge_named(options.judge, config.max_length, device, answers=answers, llm=llm)
-        compares = isinstance(judge, StoredVotes) or (isinstance(judge, LLMJudge) and judge.form == "pairs")
-        if compares and options.drawing.num_generations < 2:
-            raise ValueError(
-                f"{options.judge} compares responses with one another, and num_generations is 1: every reward would be the same; give "
-                "--num_generations 2 or more" + (", or --judge_form rating" if isinstance(judge, LLMJudge) else "")
-            )
-        if compares and (options.eval_data or config.evals.eval_share):
-            raise ValueError(
-                f"{options.judge} compares responses with one another, and evaluation draws one to a prompt: leave out eval_data and "
-                "eval_share" + (", or give --judge_form rating" if isinstance(judge, LLMJudge) else "")
-            )
-        return Rollouts(Engine, judge=judge, workers=llm.judge_workers if isinstance(judge, LLMJudge) else 1)
-    return Rollouts(Engine, reward=scorer_of(options.reward_model, folder, config))
-
-
-def scorer_of(name: str, policy: str, config: TrainConfig) -> Scorer:
-    """A reward model that reads the ids that this policy draws, or a weighted sum of several."""
-    from trueline.models.files import load_scalar_model, read_config
-    from trueline.models.scorer import RewardScorer
-
-    if parts := parts_of(name):
-        return WeightedScorer(parts, [scorer_of(part, policy, config) for part, _ in members(parts)])
-    folder = model_folder(name)
-    shape, classifier = read_config(local_folder(folder, "config"))
-    if not classifier:
-        raise ValueError(f"{name} is a language model, not a reward model: train one with trueline reward, or give --judge")
-    longest = min(config.max_length, read_config(local_folder(policy, "config"))[0].max_length)
-    if shape.max_length < longest:
-        raise ValueError(f"{name} reads {shape.max_length} tokens, and responses end at {longest}: give max_length = {shape.max_length}")
-    if load_tokenizer(folder).spec["model"] != load_tokenizer(policy).spec["model"]:
-        raise ValueError(f"{name} and {policy} have different tokenizers: give the reward model as --judge, which reads text")
-    model = load_scalar_model(folder, device=of_environment().place(config.device))
-    return RewardScorer(model, max_tokens=config.max_tokens_per_batch, bf16=config.bf16)
 
 
 def sinks_of(options: Any) -> list[Sink]:

@@ -82,6 +82,19 @@ class Tokenizer:
         return hashlib.sha256(text.encode()).hexdigest()
 
     @cached_property
+    def vocabulary(self) -> str:
+        """Names what the ids mean: of two tokenizers with the same one, either decodes what the other encoded."""
+        text = json.dumps(sorted(self._full.get_vocab(with_added_tokens=True).items()))
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    @cached_property
+    def spelling(self) -> str:
+        """Names how texts and chats become ids: what one tokenizer wrote, another with the same one may read as it stands."""
+        kept = [self.spec.get(name) for name in ("model", "normalizer", "pre_tokenizer")]
+        text = json.dumps([kept, self.vocabulary, self.chat_template, self.eos_id, self.adds_bos and self.bos_id], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    @cached_property
     def turn_end(self) -> str | None:
         """The control token with which the chat template closes an assistant turn, or None."""
         probe = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "trueline"}]

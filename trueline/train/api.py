@@ -177,7 +177,7 @@ def _run(
     method = {"method": objective.verb} | dataclasses.asdict(objective)  # type: ignore[call-overload]
     base = str(model) if isinstance(model, str | Path) else _decoder(policy).source
     start = weights_fingerprint(policy)
-    learner = learner_of(objective, policy)  # before the adapter: a critic's copy of the policy has none
+    learner = learner_of(objective, policy, job.tokenizer)  # before the adapter: a critic's copy of the policy has none
     adapted = adapt(policy, job.config, base)
     data = [one["fingerprint"] for one in job.data]
     same: dict[str, Any] = {"objective": method, "model": start, "data": data, "config": identity(job.config, ranks.world)}
@@ -202,7 +202,8 @@ def _run(
             if policy is model:
                 copy_weights(policy, run.folder)
             return run.folder
-        for note in (*job.notes, describe(job), *(adapted.notes(objective.needs) if adapted is not None else ())):
+        more = rollouts.notes if rollouts is not None else ()
+        for note in (*job.notes, *more, describe(job), *(adapted.notes(objective.needs) if adapted is not None else ())):
             run.event(note)
         if objective.head == "tokens" and job.tokenizer is not None and job.drawing is None:
             Watch(run.warn).rows(job.rows, job.tokenizer.stop_ids)

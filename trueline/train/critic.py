@@ -1,7 +1,7 @@
 """The critic of a run, where a method has one: made before the first step, trained beside the policy, kept in checkpoints.
 
-    learner = learner_of(objective, policy)       an ActorCritic around the policy, or the policy itself
-    crew = with_critic(crew, learner, ...)        the live critic, to tell rows their values
+    learner = learner_of(objective, policy, tokenizer)    an ActorCritic around the policy, or the policy itself
+    crew = with_critic(crew, learner, ...)                the live critic, to tell rows their values
 
 Left out: what it computes (models.value), what is done with values (the objective), adapters on it: it is trained whole.
 """
@@ -16,6 +16,8 @@ from trueline.models.decoder import Decoder, ScalarModel
 from trueline.models.value import ActorCritic, ValueScorer, new_actor_critic
 from trueline.objectives.base import Objective
 from trueline.protocols import Crew
+from trueline.store import local_folder
+from trueline.tokens import Tokenizer, load_tokenizer
 from trueline.train.config import TrainConfig
 
 
@@ -29,12 +31,26 @@ class Criticised(Objective, Protocol):
         ...
 
 
-def learner_of(objective: Objective, policy: Decoder | ScalarModel) -> Decoder | ScalarModel | ActorCritic:
+def learner_of(
+    objective: Objective, policy: Decoder | ScalarModel, tokenizer: Tokenizer | None
+) -> Decoder | ScalarModel | ActorCritic:
     """What the optimizer trains. Called before the policy gets an adapter: a copy of it is to have none."""
     if "critic" not in objective.needs:
         return policy
     assert isinstance(objective, Criticised) and isinstance(policy, Decoder)
+    if objective.critic not in ("policy", "shared") and tokenizer is not None:
+        refuse_foreign(objective.critic, tokenizer)
     return new_actor_critic(policy, objective.critic)
+
+
+def refuse_foreign(critic: str, tokenizer: Tokenizer) -> None:
+    """A reward model whose ids mean other texts cannot read what the policy draws, token by token."""
+    folder = local_folder(critic)
+    if (folder / "tokenizer.json").is_file() and load_tokenizer(folder).vocabulary != tokenizer.vocabulary:
+        raise ValueError(
+            f"the reward model {critic} has another tokenizer than the policy, and a critic reads the policy's own ids: give "
+            "--objective.critic policy or shared (as --reward_model it may stay: there it reads text)"
+        )
 
 
 def with_critic(

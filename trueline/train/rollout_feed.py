@@ -48,6 +48,8 @@ class RolloutFeed:
         self.last: Drawn | None = None
         self._sums: dict[str, tuple[float, float]] = {}
         self._seconds: Counter[str] = Counter()
+        self._unsure = False
+        """Whether it was said that the judge has no verdict on some prompts."""
 
     def __iter__(self) -> Iterator[list[Row]]:
         empty = 0
@@ -55,6 +57,12 @@ class RolloutFeed:
             drawn = self._draw(prompts, self.config, self.order.given)
             if self.last is None and drawn.remark:
                 self.say(drawn.remark)
+            if not self._unsure and drawn.metrics.get(UNJUDGED, (0.0, 0.0))[0]:
+                self._unsure = True
+                self.say(
+                    f"{drawn.metrics[UNJUDGED][0]:.0f} of {drawn.metrics[UNJUDGED][1]:.0f} prompts of a round are left out: the judge "
+                    f"has no verdict on one of their responses ({UNJUDGED} counts them from here on)"
+                )
             self.last = drawn
             for name, (total, count) in drawn.metrics.items():
                 before = self._sums.get(name, (0.0, 0.0))
@@ -64,12 +72,7 @@ class RolloutFeed:
                 empty = 0
                 yield list(drawn.rows)
             elif (empty := empty + 1) >= EMPTY:
-                raise ValueError(
-                    f"{empty} rounds in a row gave nothing to learn from (frac_reward_zero_std "
-                    f"{_mean(drawn.metrics, 'frac_reward_zero_std'):.0%}, completions/clipped_ratio "
-                    f"{_mean(drawn.metrics, 'completions/clipped_ratio'):.0%}): look at samples.jsonl and at the judge, or raise "
-                    "num_generations or temperature"
-                )
+                raise ValueError(nothing_learned(empty, drawn))
 
     def report(self) -> Report:
         """Metrics and seconds of the rounds since the last call."""
@@ -96,6 +99,8 @@ class RolloutFeed:
             for name in EVALUATIONS:
                 before, (total, count) = sums.get(name, (0.0, 0.0)), drawn.metrics[name]
                 sums[name] = (before[0] + total, before[1] + count)
+        if not sums["reward"][1]:
+            raise ValueError("the judge has no verdict on any response to a held-out prompt: leave out eval_data and eval_share")
         means = {f"eval_{name}": total / count for name, (total, count) in sums.items()}
         return means, {f"eval_{name}": count for name, (_, count) in sums.items()}
 
@@ -122,6 +127,24 @@ class RolloutFeed:
 
 EVALUATIONS = ("reward", "completions/mean_length", "completions/clipped_ratio")
 """What an evaluation gives, each with eval_ in front."""
+UNJUDGED = "judge/unjudged_ratio"
+"""Share of prompts that are left out, since the judge has no verdict on one of their responses."""
+
+
+def nothing_learned(rounds: int, drawn: Drawn) -> str:
+    """Why so many rounds gave no row, and what to do, in a sentence."""
+    if _mean(drawn.metrics, UNJUDGED) == 1:
+        return (
+            f"{rounds} rounds in a row gave nothing to learn from: the judge has no verdict on any of the responses; stored votes know "
+            "only what was voted on, so train on the votes (trueline reward, trueline dpo), or look at what the judge answers"
+        )
+    equal, cut = (_mean(drawn.metrics, name) for name in ("frac_reward_zero_std", "completions/clipped_ratio"))
+    shown = [f"{str(one.get('response'))[:40]!r} has {one.get('reward')}" for one in drawn.samples[:2]]
+    return (
+        f"{rounds} rounds in a row gave nothing to learn from: {equal:.0%} of the prompts have responses of one and the same reward, and "
+        f"{cut:.0%} of the responses are cut{' (' + '; '.join(shown) + ')' if shown else ''}: try the judge on two responses by hand, or "
+        "raise num_generations or temperature"
+    )
 
 
 def _mean(metrics: Mapping[str, tuple[float, float]], name: str) -> float:
