@@ -242,27 +242,14 @@ def _attend_cached(
         )
     T, H, E = q_THE.shape
     G = k_TGE.shape[1]
-    if all(span.length == 1 for span in layout.spans):
-        first, count = layout.slots[0], len(layout.slots)
-        consecutive = layout.slots == tuple(range(first, first + count))
-        slots_B = (
-            torch.arange(first, first + count, device=q_THE.device)
-            if consecutive
-            else torch.tensor(layout.slots, device=q_THE.device)
-        )
-        keys_BGLE[slots_B, :, layout.positions_T] = k_TGE.to(keys_BGLE.dtype)
-        values_BGLE[slots_B, :, layout.positions_T] = v_TGE.to(values_BGLE.dtype)
-        low = 0 if rule.window is None else max(0, min(layout.starts) - rule.window + 1)
-        k_BGLE, v_BGLE = (
-            (c[first : first + count] if consecutive else c[slots_B])[:, :, low:longest].to(q_THE.dtype)
-            for c in (keys_BGLE, values_BGLE)
-        )
-        positions_L = torch.arange(low, longest, device=q_THE.device)
-        mask_BL = positions_L <= layout.positions_T[:, None]
-        if rule.window is not None:
-            mask_BL &= positions_L > layout.positions_T[:, None] - rule.window
+    if layout.is_step:
+        low, seen_B11L = layout.seen_in_cache(rule.window)
+        for cached_BGLE, new_BGE in ((keys_BGLE, k_TGE), (values_BGLE, v_TGE)):
+            cached_BGLE[layout.slots_B, :, layout.positions_T] = new_BGE.to(cached_BGLE.dtype)
+        slots = layout.slots_B if layout.slot_range is None else layout.slot_range
+        k_BGLE, v_BGLE = (c[slots][:, :, low:longest].to(q_THE.dtype) for c in (keys_BGLE, values_BGLE))
         # the H / G queries of one key head stand in for a query length: no expansion of keys and values
-        out = _weigh(q_THE.view(T, G, H // G, E), k_BGLE, v_BGLE, mask_BL[:, None, None], rule)
+        out = _weigh(q_THE.view(T, G, H // G, E), k_BGLE, v_BGLE, seen_B11L, rule)
         return out.reshape(T, H, E)
     parts = []
     for span, slot, start in zip(layout.spans, layout.slots, layout.starts, strict=True):

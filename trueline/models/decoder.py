@@ -105,11 +105,11 @@ class Attention(nn.Module):
             q_THE, k_TGE = self.q_norm(q_THE), self.k_norm(k_TGE)
         return rotate(q_THE, turn), rotate(k_TGE, turn), v_TGE
 
-    def project_fused(self, x_TD: Tensor, norm: Norm, turn: Turn) -> tuple[Tensor, Tensor, Tensor]:
+    def project_fused(self, x_TD: Tensor, norm: Norm, turn: fused_blocks.Turn) -> tuple[Tensor, Tensor, Tensor]:
         """The same of the stream before its norm."""
         projections = (self.q_proj, self.k_proj, self.v_proj)
         head_norms = (self.q_norm.scale, self.k_norm.scale) if self.qk_norm else (None, None)
-        return fused_blocks.QKV.apply(
+        return fused_blocks.qkv(
             x_TD,
             norm.scale,
             norm.eps,
@@ -168,7 +168,7 @@ class Layer(nn.Module):
         """The stream behind this layer; with `wanted_N` at these positions only: nobody attends to the last layer's output."""
         attention, mlp, norm = self.self_attn, self.mlp, self.input_layernorm
         projections = attention.q_proj, attention.k_proj, attention.v_proj
-        if fused and attention.fusible and isinstance(norm, Norm) and _plain(*projections):
+        if fused and turn is not None and attention.fusible and isinstance(norm, Norm) and _plain(*projections):
             q_THE, k_TGE, v_TGE = attention.project_fused(x_TD, norm, turn)
         else:
             q_THE, k_TGE, v_TGE = attention.project(norm(x_TD), turn)
@@ -179,9 +179,9 @@ class Layer(nn.Module):
         before_TD, x_TD = x_TD, torch.add(x_TD, out_TD, alpha=self.multiplier)
 
         norm = norm if self.one_norm else self.post_attention_layernorm
-        if fused and self.fusible and _plain(mlp.gate_proj, mlp.up_proj, mlp.down_proj, bias=False):
+        if fused and self.fusible and isinstance(norm, Norm) and _plain(mlp.gate_proj, mlp.up_proj, mlp.down_proj, bias=False):
             weights = mlp.gate_proj.weight, mlp.up_proj.weight, mlp.down_proj.weight
-            return fused_blocks.MLP.apply(x_TD, norm.scale, norm.eps, *weights)
+            return fused_blocks.mlp(x_TD, norm.scale, norm.eps, *weights)
         out_TD = self.mlp_output_norm(mlp(norm(before_TD if self.parallel else x_TD)))
         return torch.add(x_TD, out_TD, alpha=self.multiplier)
 

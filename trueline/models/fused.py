@@ -17,6 +17,7 @@ Legend: T tokens, C tokens of a block, D width, F inner width, X heads (query or
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -36,6 +37,16 @@ def product_dtype(x: Tensor) -> torch.dtype:
     """What products are computed in: autocast's choice, or the activations' own."""
     kind = x.device.type
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+
+
+def cast(product: torch.dtype, *tensors: Tensor) -> tuple[Tensor, ...]:
+    """These in the products' type; asking first costs less than a call that changes nothing."""
+    return tuple(x if x.dtype == product else x.to(product) for x in tensors)
+
+
+def as_they_are(kind: str) -> AbstractContextManager[Any]:
+    """No casts inside: autocast off where it is on. Entering it costs as much as a small product."""
+    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
 
 
 def normalize(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
@@ -79,28 +90,44 @@ def like(grad: Tensor | None, weight: Tensor | None) -> Tensor | None:
     return None if grad is None or weight is None else grad.to(weight.dtype)
 
 
-class MLP(torch.autograd.Function):
+def mlp(x_TD: Tensor, norm_D: Tensor, eps: float, gate_FD: Tensor, up_FD: Tensor, down_DF: Tensor) -> Tensor:
     """x + down(silu(gate(n)) * up(n)), n = RMSNorm(x)."""
+    if torch.is_grad_enabled():
+        return MLP.apply(x_TD, norm_D, eps, gate_FD, up_FD, down_DF)
+    return _mlp(x_TD, norm_D, eps, gate_FD, up_FD, down_DF)
+
+
+def _mlp(
+    x_TD: Tensor, norm_D: Tensor, eps: float, gate_FD: Tensor, up_FD: Tensor, down_DF: Tensor, kept: tuple[Tensor, ...] = ()
+) -> Tensor:
+    """`mlp` itself; where two tensors [T, F] are given, the products of gate and up are left in them."""
+    product = product_dtype(x_TD)
+    gate, up, down, norm = cast(product, gate_FD, up_FD, down_DF, norm_D)
+    out_TD = torch.empty_like(x_TD)
+    with as_they_are(x_TD.device.type):
+        for c in blocks(x_TD.shape[0], x_TD.device):
+            n_CD = cast(product, normalize(x_TD[c], eps)[0])[0].mul_(norm)
+            gate_CF, up_CF = (
+                torch.mm(n_CD, w.T, out=kept[i][c] if kept else None) for i, w in enumerate((gate, up))
+            )
+            act_CF = torch.nn.functional.silu(gate_CF, inplace=not kept).mul_(up_CF)
+            if product == x_TD.dtype:
+                torch.addmm(x_TD[c], act_CF, down.T, out=out_TD[c])
+            else:
+                torch.add(x_TD[c], act_CF @ down.T, out=out_TD[c])
+    return out_TD
+
+
+class MLP(torch.autograd.Function):
+    """`mlp` with its gradient."""
 
     @staticmethod
     def forward(
         ctx: Any, x_TD: Tensor, norm_D: Tensor, eps: float, gate_FD: Tensor, up_FD: Tensor, down_DF: Tensor
     ) -> Tensor:
-        T, F = x_TD.shape[0], gate_FD.shape[0]
         ctx.product, ctx.eps = product_dtype(x_TD), eps
-        gate, up, down, norm = (w.to(ctx.product) for w in (gate_FD, up_FD, down_DF, norm_D))
-        with torch.autocast(x_TD.device.type, enabled=False):
-            gate_TF, up_TF = (x_TD.new_empty(T, F, dtype=ctx.product) for _ in range(2))
-            out_TD = torch.empty_like(x_TD)
-            for c in blocks(T, x_TD.device):
-                n_CD = normalize(x_TD[c], eps)[0].to(ctx.product).mul_(norm)
-                torch.mm(n_CD, gate.T, out=gate_TF[c])
-                torch.mm(n_CD, up.T, out=up_TF[c])
-                act_CF = torch.nn.functional.silu(gate_TF[c]).mul_(up_TF[c])
-                if ctx.product == x_TD.dtype:
-                    torch.addmm(x_TD[c], act_CF, down.T, out=out_TD[c])
-                else:
-                    torch.add(x_TD[c], act_CF @ down.T, out=out_TD[c])
+        gate_TF, up_TF = (x_TD.new_empty(x_TD.shape[0], gate_FD.shape[0], dtype=ctx.product) for _ in range(2))
+        out_TD = _mlp(x_TD, norm_D, eps, gate_FD, up_FD, down_DF, (gate_TF, up_TF))
         ctx.save_for_backward(x_TD, norm_D, gate_FD, up_FD, down_DF, gate_TF, up_TF)
         return out_TD
 
@@ -108,7 +135,7 @@ class MLP(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_TD: Tensor) -> tuple[Tensor | None, ...]:
         x_TD, norm_D, gate_FD, up_FD, down_DF, gate_TF, up_TF = ctx.saved_tensors
-        gate, up, down, norm = (w.to(ctx.product) for w in (gate_FD, up_FD, down_DF, norm_D))
+        gate, up, down, norm = cast(ctx.product, gate_FD, up_FD, down_DF, norm_D)
         need = ctx.needs_input_grad
         grad_norm = zeros(norm_D, need[1])
         grad_gate, grad_up, grad_down = (zeros(w, n) for w, n in zip((gate_FD, up_FD, down_DF), need[3:], strict=True))
@@ -142,8 +169,50 @@ class MLP(torch.autograd.Function):
         )
 
 
+def qkv(
+    x_TD: Tensor, norm_D: Tensor, eps: float, turn: Turn, width: int, q_norm_E: Tensor | None, k_norm_E: Tensor | None,
+    *weights: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """q, k, v [T, X, E] of RMSNorm(x), with QK-norm where its weights are given, q and k rotated.
+
+    `weights` are the q, k, v matrices, then their biases (or None).
+    """
+    if torch.is_grad_enabled():
+        return QKV.apply(x_TD, norm_D, eps, turn, width, q_norm_E, k_norm_E, *weights)
+    q, k, v, *_ = _qkv(x_TD, norm_D, eps, turn, width, q_norm_E, k_norm_E, weights)
+    return q, k, v
+
+
+def _qkv(
+    x_TD: Tensor, norm_D: Tensor, eps: float, turn: Turn, width: int, q_norm_E: Tensor | None, k_norm_E: Tensor | None,
+    weights: tuple[Tensor | None, ...],
+) -> tuple[Tensor, ...]:  # fmt: skip
+    """q, k, v, and the products [T, X E] that q and k were made from."""
+    T, product = x_TD.shape[0], product_dtype(x_TD)
+    norm, *matrices = cast(product, norm_D, *(w for w in weights[:3] if w is not None))
+    with as_they_are(x_TD.device.type):
+        raw = [x_TD.new_empty(T, m.shape[0], dtype=product) for m in matrices]
+        turned = [torch.empty_like(r).view(T, -1, width) for r in raw[:2]]
+        for c in blocks(T, x_TD.device):
+            n_CD = cast(product, normalize(x_TD[c], eps)[0])[0].mul_(norm)
+            for out, matrix, bias in zip(raw, matrices, weights[3:], strict=True):
+                torch.mm(n_CD, matrix.T, out=out[c])
+                if bias is not None:
+                    out[c].add_(bias)
+            for r, t, head_norm in zip(raw[:2], turned, (q_norm_E, k_norm_E), strict=True):
+                heads_CXE = r[c].view(-1, t.shape[1], width)
+                if head_norm is not None:
+                    heads_CXE = normalize(heads_CXE, eps)[0].mul_(head_norm)
+                if product == torch.float32:
+                    turn_heads(heads_CXE, turn[0][c], turn[1][c], 1.0, t[c])
+                else:
+                    heads_CXE = heads_CXE.float()
+                    t[c] = turn_heads(heads_CXE, turn[0][c], turn[1][c], 1.0, torch.empty_like(heads_CXE))
+    return *turned, raw[2].view(T, -1, width), raw[0], raw[1]
+
+
 class QKV(torch.autograd.Function):
-    """q, k, v [T, X, E] of RMSNorm(x), with QK-norm where its weights are given, q and k rotated."""
+    """`qkv` with its gradient."""
 
     @staticmethod
     def forward(
@@ -157,32 +226,11 @@ class QKV(torch.autograd.Function):
         k_norm_E: Tensor | None,
         *weights: Tensor | None,
     ) -> tuple[Tensor, ...]:
-        """`weights` are the q, k, v matrices, then their biases (or None)."""
-        T = x_TD.shape[0]
         ctx.product, ctx.eps, ctx.width = product_dtype(x_TD), eps, width
-        matrices = [w.to(ctx.product) for w in weights[:3] if w is not None]
-        norm = norm_D.to(ctx.product)
-        with torch.autocast(x_TD.device.type, enabled=False):
-            raw = [x_TD.new_empty(T, m.shape[0], dtype=ctx.product) for m in matrices]
-            turned = [torch.empty_like(r).view(T, -1, width) for r in raw[:2]]
-            for c in blocks(T, x_TD.device):
-                n_CD = normalize(x_TD[c], eps)[0].to(ctx.product).mul_(norm)
-                for out, matrix, bias in zip(raw, matrices, weights[3:], strict=True):
-                    torch.mm(n_CD, matrix.T, out=out[c])
-                    if bias is not None:
-                        out[c].add_(bias)
-                for r, t, head_norm in zip(raw[:2], turned, (q_norm_E, k_norm_E), strict=True):
-                    heads_CXE = r[c].view(-1, t.shape[1], width)
-                    if head_norm is not None:
-                        heads_CXE = normalize(heads_CXE, eps)[0].mul_(head_norm)
-                    if ctx.product == torch.float32:
-                        turn_heads(heads_CXE, turn[0][c], turn[1][c], 1.0, t[c])
-                    else:
-                        heads_CXE = heads_CXE.float()
-                        t[c] = turn_heads(heads_CXE, turn[0][c], turn[1][c], 1.0, torch.empty_like(heads_CXE))
-        keep = raw[:2] if q_norm_E is not None else [None, None]
+        *out, raw_q, raw_k = _qkv(x_TD, norm_D, eps, turn, width, q_norm_E, k_norm_E, weights)
+        keep = (raw_q, raw_k) if q_norm_E is not None else (None, None)
         ctx.save_for_backward(x_TD, norm_D, *turn, q_norm_E, k_norm_E, *weights, *keep)
-        return *turned, raw[2].view(T, -1, width)
+        return tuple(out)
 
     @staticmethod
     @once_differentiable

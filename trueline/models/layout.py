@@ -120,6 +120,39 @@ class Layout:
             self._windowed[window] = _pieces(self.spans, window)
         return self._windowed[window]
 
+    @cached_property
+    def is_step(self) -> bool:
+        """Cached layouts only: one new token per slot."""
+        return all(span.length == 1 for span in self.spans)
+
+    @cached_property
+    def slots_B(self) -> Tensor:
+        """Cached layouts only: the slot of each span."""
+        return torch.tensor(self.slots, device=self.ids_T.device)
+
+    @cached_property
+    def slot_range(self) -> slice | None:
+        """The slots as a slice where they follow one another, so that a cache is read in place; else None."""
+        assert self.slots is not None
+        first, count = self.slots[0], len(self.slots)
+        return slice(first, first + count) if self.slots == tuple(range(first, first + count)) else None
+
+    def seen_in_cache(self, window: int | None) -> tuple[int, Tensor]:
+        """Of a step: the first position that any query sees, and which it sees from there on, bool [B, 1, 1, L]."""
+        if window not in self._seen:
+            assert self.starts is not None
+            low = 0 if window is None else max(0, min(self.starts) - window + 1)
+            positions_L, own_B1 = torch.arange(low, self.max_length, device=self.ids_T.device), self.positions_T[:, None]
+            seen_BL = positions_L <= own_B1
+            if window is not None:
+                seen_BL &= positions_L > own_B1 - window
+            self._seen[window] = low, seen_BL[:, None, None]
+        return self._seen[window]
+
+    @cached_property
+    def _seen(self) -> dict[int | None, tuple[int, Tensor]]:
+        return {}
+
     def to(self, device: str | torch.device) -> Layout:
         """The same layout with its tensors on `device`."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}

@@ -38,7 +38,7 @@ class PolicyScorer:
             logps_N = self.model.token_logps(layout, temperature=self.temperature).logps_N
             return logps_N.new_zeros(layout.num_sequences).index_add_(0, layout.sequence_of_N, logps_N)
 
-        return _score(self.model, rows, sums, self.max_tokens, self.bf16)
+        return scores_of_rows(self.model, rows, sums, self.max_tokens, self.bf16)
 
     def token_logps(self, rows: Sequence[Row], temperature: float = 1.0) -> list[tuple[np.ndarray, ...]]:
         """For each row and sequence float32 [its scored tokens]: log softmax(logits / temperature), in their order."""
@@ -47,7 +47,7 @@ class PolicyScorer:
             return self.model.token_logps(layout, temperature=temperature).logps_N
 
         counts = [[int(scored.sum()) for scored in row.scored] for row in rows]
-        found = _score(self.model, rows, each, self.max_tokens, self.bf16, [sum(counts_K) for counts_K in counts])
+        found = scores_of_rows(self.model, rows, each, self.max_tokens, self.bf16, [sum(counts_K) for counts_K in counts])
         return [tuple(np.split(logps_N, np.cumsum(counts_K)[:-1])) for logps_N, counts_K in zip(found, counts, strict=True)]
 
 
@@ -62,15 +62,15 @@ class RewardScorer:
 
     def score(self, rows: Sequence[Row]) -> list[np.ndarray]:
         """For each row float32 [K]."""
-        return _score(self.model, rows, self.model, self.max_tokens, self.bf16)
+        return scores_of_rows(self.model, rows, self.model, self.max_tokens, self.bf16)
 
     def shares(self, rows: Sequence[Row]) -> list[np.ndarray]:
         """For each row float32 [K, C]: how likely each category is, worst first."""
         assert self.model.labels > 1, "this reward model has no categories"
-        return _score(self.model, rows, lambda layout: self.model.logits(layout).softmax(1), self.max_tokens, self.bf16)
+        return scores_of_rows(self.model, rows, lambda layout: self.model.logits(layout).softmax(1), self.max_tokens, self.bf16)
 
 
-def _score(
+def scores_of_rows(
     model: nn.Module, rows: Sequence[Row], run: Callable[[Layout], Tensor], max_tokens: int, bf16: bool,
     counts: Sequence[int] | None = None,
 ) -> list[np.ndarray]:  # fmt: skip
@@ -122,6 +122,6 @@ def prompt_features(
         return torch.stack([x_LD.float().mean(0) for x_LD in kept.pop().split(lengths)])
 
     try:
-        return np.concatenate(_score(decoder, rows, means, max_tokens, False)) if rows else np.zeros((0, decoder.config.hidden_size))
+        return np.concatenate(scores_of_rows(decoder, rows, means, max_tokens, False)) if rows else np.zeros((0, decoder.config.hidden_size))
     finally:
         hook.remove()

@@ -26,7 +26,7 @@ from trueline.models.decoder import Decoder
 from trueline.models.files import load_scalar_model, read_config, save_tensors
 from trueline.models.head import TokenScores, entropies, token_logps
 from trueline.models.lora import LoRALinear
-from trueline.models.scorer import _score
+from trueline.models.scorer import scores_of_rows
 from trueline.records import Row
 from trueline.store import local_folder
 
@@ -139,5 +139,5 @@ class ValueScorer:
         """For each row and sequence a float32 array with V of each scored token."""
         counts = [[int(scored_L.sum()) for scored_L in row.scored] for row in rows]
         totals = [sum(counts_K) for counts_K in counts]
-        found = _score(self.model, rows, self.model.values, self.max_tokens, self.bf16, totals)
+        found = scores_of_rows(self.model, rows, self.model.values, self.max_tokens, self.bf16, totals)
         return [tuple(np.split(values_N, np.cumsum(counts_K)[:-1])) for values_N, counts_K in zip(found, counts, strict=True)]
