@@ -42,7 +42,7 @@ import numpy as np
 import torch
 from safetensors.numpy import load_file, save_file
 
-from recipes.dprm_disagreement import Data, Model, fitted
+from recipes.dprm_disagreement import Model, fitted
 from recipes.human_preferences_start import data_folder, jsonl
 from trueline.evals.calibration import reliability
 from trueline.evals.distribution import preference

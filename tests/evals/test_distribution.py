@@ -49,10 +49,15 @@ def test_pairs_by_expected_utility_and_by_preference() -> None:
     a, b = rng.dirichlet((1, 1, 1), 8000), rng.dirichlet((1, 1, 1), 8000)
     a_wins = rng.random(8000) < preference(a, b)
     chosen, rejected = np.where(a_wins[:, None], a, b), np.where(a_wins[:, None], b, a)
-    by_utility, found = category_pair_calibration(chosen, rejected, WORTH)
-    assert found.ece < 0.02 and by_utility.accuracy.low > 0.6
-    accuracies = [one.accuracy for one in by_utility.by_gap]
+    found = category_pair_calibration(chosen, rejected, WORTH)
+    assert found.reliability.ece < 0.02 and found.reliability.ece < 2 * found.null_ece and found.accuracy.low > 0.6
+    accuracies = [one.accuracy for one in found.by_gap]
     assert accuracies == sorted(accuracies) and accuracies[-1] > accuracies[0] + 0.2
+    assert found.nll == pytest.approx(-np.log(preference(chosen, rejected)).mean()) and found.nll < np.log(2)
+    sharp = [x**4 / (x**4).sum(1, keepdims=True) for x in (chosen, rejected)]
+    assert category_pair_calibration(sharp[0], sharp[1], WORTH).reliability.ece > 0.1
+    one = category_pair_calibration(np.array([[0.0, 0.5, 0.5]]), np.array([[0.5, 0.5, 0.0]]), WORTH)
+    assert one.nll == pytest.approx(-np.log(0.875)) and one.by_gap[0].confidence == pytest.approx(1.0) and one.accuracy.estimate == 1
     with pytest.raises(ValueError, match="sum to 1"):
         preference(a, b * 2)
     with pytest.raises(ValueError, match="do not match"):

@@ -11,15 +11,22 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
+import tyro
 from rich.console import Console
 from rich.table import Table
 
 from trueline.cli.places import BASE, COLUMNS, DATA, FILE, MODEL, MORE_DATA, column_names, model_folder, say_read
-from trueline.evals.calibration import PairCalibration, pair_calibration
-from trueline.evals.distribution import DistributionQuality, category_pair_calibration, distribution_quality
+from trueline.evals.calibration import Bin, PairCalibration, Reliability, pair_calibration
+from trueline.evals.diagram import calibration_svg
+from trueline.evals.distribution import (
+    CategoryPairs,
+    DistributionQuality,
+    category_pair_calibration,
+    distribution_quality,
+)
 from trueline.evals.ood import auroc, fit
 from trueline.evals.perplexity import perplexity
-from trueline.evals.result import to_plain
+from trueline.evals.result import Interval, to_plain
 from trueline.models.files import load_model, load_scalar_model, read_config
 from trueline.models.scorer import PolicyScorer, RewardScorer, prompt_features
 from trueline.objectives.dprm import target_of
@@ -31,10 +38,26 @@ from trueline.train.data import encode_record
 
 
 @dataclass(frozen=True, kw_only=True)
+class Found:
+    """What was measured."""
+
+    figures: dict[str, Any]
+    """Numbers and words are printed; all of it is written."""
+    detail: Any = None
+    """Only written."""
+    reliability: Reliability | None = None
+    """Where a probability is stated: how often it comes true."""
+    by_gap: tuple[Bin, ...] = ()
+    log_odds: bool = False
+    """True: sigmoid(gap) is the stated probability."""
+    units: str = "pairs"
+
+
+@dataclass(frozen=True, kw_only=True)
 class Evaluate:
     """Measure a model on rows. Language models: on text perplexity and bits per byte, on conversations the loss of
-    the responses, on comparisons how often the preferred response is the likelier one. Reward models: accuracy and
-    calibration on comparisons; those of categories also on ratings. With --ood_reference: how unlike the prompts of the
+    the responses, on comparisons how often the preferred response is the likelier one. Reward models: accuracy, also by
+    score gap, and calibration on comparisons; those of categories also on ratings. With --ood_reference: how unlike the prompts of the
     reference those of --data are, by the model's features."""
 
     data: Annotated[tuple[str, ...], DATA]
@@ -56,6 +79,8 @@ class Evaluate:
     """The layer whose features are compared, counted from 0; -1 is the one in the middle."""
     out: Annotated[Path | None, FILE] = None
     """Also write the result to this JSON file."""
+    plot: Annotated[Path | None, tyro.conf.arg(metavar="FILE.svg", help_behavior_hint="(optional)")] = None
+    """Also draw the calibration into this SVG file: confidence against share right, and share right by score gap."""
     device: str = "cpu"
     """Where to compute: cpu, cuda, mps."""
 
@@ -69,37 +94,40 @@ class Evaluate:
         measure = self.reward_model if classifier else self.language_model
         if self.ood_reference:
             measure = partial(self.strangeness, classifier)
-        result = measure(folder, tokenizer, console)
+        found = measure(folder, tokenizer, console)
         table = Table(box=None, show_header=False)
-        for name, value in result.items():
+        for name, value in found.figures.items():
             if isinstance(value, int | float | str):
                 table.add_row(
                     name, value if isinstance(value, str) else f"{value:,.4g}" if value < 1e4 else f"{value:,.0f}"
                 )
         console.print(table)
+        for about in (calibration_table(found), gap_table(found)):
+            if about.row_count:
+                console.print(about)
         if self.out is not None:
-            write_atomic(self.out, json.dumps(result, indent=2) + "\n")
+            detail = {} if found.detail is None else {"detail": to_plain(found.detail)}
+            write_atomic(self.out, json.dumps(to_plain(found.figures | detail), indent=2) + "\n")
+        if self.plot is not None:
+            if found.reliability is None:
+                raise ValueError(f"--plot {self.plot}: nothing here states a probability; draw reward models on rows that people judged")
+            drawn = calibration_svg(found.reliability, found.by_gap, log_odds=found.log_odds, units=found.units)
+            write_atomic(self.plot, drawn)
 
-    def reward_model(self, folder: str, tokenizer: Tokenizer, console: Console) -> dict[str, Any]:
+    def reward_model(self, folder: str, tokenizer: Tokenizer, console: Console) -> Found:
         """Accuracy and calibration over all pairs of the comparisons, or of shares on ratings."""
         model = load_scalar_model(folder, device=self.device)
         scorer = RewardScorer(model)
         if model.labels > 1 and read_rows(self.data).record is Rating:
-            rows = self.encoded(Rating, tokenizer, console)
-            targets_NC = np.concatenate([target_of(row, model.utilities) for row in rows])
-            quality = distribution_quality(np.concatenate(scorer.shares(rows)), targets_NC, model.utilities)
-            return flat_quality(quality) | {"detail": quality.to_dict()}
+            return of_ratings(self.encoded(Rating, tokenizer, console), scorer)
         rows = self.encoded(Comparison, tokenizer, console)
         if model.labels > 1:
             both = [np.stack(pair) for pair in zip(*pair_shares(rows, scorer.shares(rows)), strict=True)]
-            found, reliability = category_pair_calibration(both[0], both[1], model.utilities)
-            by_gaps, flat = ("pairs", "accuracy", "accuracy by gap, small to large"), flat_calibration(found)
-            kept = {name: flat[name] for name in by_gaps} | {"expected calibration error": reliability.ece}
-            return kept | {"detail": {"by_gap": to_plain(found.by_gap), "reliability": reliability.to_dict()}}
-        found = pair_calibration(pair_gaps(rows, scorer.score(rows)))
-        return flat_calibration(found) | {"detail": found.to_dict()}
+            pairs = category_pair_calibration(both[0], both[1], model.utilities)
+            return Found(figures=flat_calibration(pairs), detail=pairs, reliability=pairs.reliability, by_gap=pairs.by_gap)
+        return of_gaps(pair_gaps(rows, scorer.score(rows)))
 
-    def strangeness(self, classifier: bool, folder: str, tokenizer: Tokenizer, console: Console) -> dict[str, Any]:
+    def strangeness(self, classifier: bool, folder: str, tokenizer: Tokenizer, console: Console) -> Found:
         """Prompts of --data against those of the reference, a fifth of which is held out to compare with."""
         known, new = (self.prompts(source, tokenizer, console) for source in (self.ood_reference, self.data))
         apart = [int.from_bytes(hashlib.sha256(ids.tobytes()).digest()[:8], "big") % 5 == 0 for ids in known]
@@ -116,13 +144,13 @@ class Evaluate:
             {"prompt": tokenizer.decode(ids.tolist())[:200], "score": float(score), "flagged": bool(score > threshold)}
             for ids, score in zip(new, scores, strict=True)
         ]
-        return {
+        figures = {
             "prompts": len(new),
             "reference": f"{len(parts[0]):,} prompts, {len(parts[1]):,} held out",
             "flagged": f"{(scores > threshold).mean():.1%} (of the reference's held-out prompts {(inside > threshold).mean():.1%})",
             "AUROC against the held-out prompts": auroc(inside, scores),
-            "detail": {"threshold": threshold, "prompts": detail},
         }
+        return Found(figures=figures, detail={"threshold": threshold, "prompts": detail})
 
     def prompts(self, source: Sequence[str], tokenizer: Tokenizer, console: Console) -> list[np.ndarray]:
         """The ids of a source's prompts, cut at their left end."""
@@ -131,7 +159,7 @@ class Evaluate:
         say_read(rows, console)
         return [ids for ids in found if len(ids)]
 
-    def language_model(self, folder: str, tokenizer: Tokenizer, console: Console) -> dict[str, Any]:
+    def language_model(self, folder: str, tokenizer: Tokenizer, console: Console) -> Found:
         """Perplexity of text, loss of responses, or agreement with preferences."""
         kind = read_rows(self.data).record
         scorer = PolicyScorer(load_model(folder, device=self.device))
@@ -140,12 +168,12 @@ class Evaluate:
         rows = self.encoded(Comparison if kind is Comparison else Conversation, tokenizer, console)
         logps = scorer.score(rows)
         if kind is Comparison:
-            return flat_calibration(pair_calibration(pair_gaps(rows, logps)))
+            return of_gaps(pair_gaps(rows, logps))
         tokens = sum(int(row.scored[0].sum()) for row in rows)
         loss = -float(sum(float(sums_K[0]) for sums_K in logps)) / tokens
-        return {"rows": len(rows), "response tokens": tokens, "loss": loss, "perplexity": float(np.exp(loss))}
+        return Found(figures={"rows": len(rows), "response tokens": tokens, "loss": loss, "perplexity": float(np.exp(loss))})
 
-    def text(self, scorer: PolicyScorer, tokenizer: Tokenizer, console: Console) -> dict[str, Any]:
+    def text(self, scorer: PolicyScorer, tokenizer: Tokenizer, console: Console) -> Found:
         """Perplexity and bits per byte."""
         start = tokenizer.bos_id if tokenizer.bos_id is not None else tokenizer.eos_id
         if start is None:
@@ -158,7 +186,7 @@ class Evaluate:
             max_length=self.max_length, overlap=self.overlap,
         )  # fmt: skip
         low, high = found.bits_per_byte_interval.low, found.bits_per_byte_interval.high
-        return found.to_dict() | {"bits per byte, 95%": f"{low:.4f} to {high:.4f}"}
+        return Found(figures=found.to_dict() | {"bits per byte, 95%": f"{low:.4f} to {high:.4f}"})
 
     def opened(self, kind: type[Any]) -> Rows:
         """The rows that the options name."""
@@ -180,6 +208,38 @@ class Evaluate:
                 f"{', '.join(self.data)} has no row to evaluate on; see trueline data inspect {self.data[0]}"
             )
         return rows
+
+
+def of_gaps(gaps: Sequence[float]) -> Found:
+    """Accuracy and calibration of differences of two scores, taken as log-odds."""
+    pairs = pair_calibration(gaps)
+    return Found(
+        figures=flat_calibration(pairs), detail=pairs, reliability=pairs.reliability, by_gap=pairs.by_gap, log_odds=True
+    )
+
+
+def of_ratings(rows: Sequence[Row], scorer: RewardScorer) -> Found:
+    """Predicted against observed shares; where a prompt has several rated responses, also which of two is worth more."""
+    worth, shares_NC = scorer.model.utilities, np.concatenate(scorer.shares(rows))
+    targets_NC = np.concatenate([target_of(row, worth) for row in rows])
+    quality = distribution_quality(shares_NC, targets_NC, worth)
+    figures, by_gap = flat_quality(quality), tuple[Bin, ...]()
+    better, worse = rated_pairs(rows, targets_NC @ np.array(worth))
+    if better:
+        pairs = category_pair_calibration(shares_NC[better], shares_NC[worse], worth)
+        by_gap = pairs.by_gap
+        figures |= {"pairs of one prompt's responses": len(better), "accuracy of the expected utility on them": said(pairs.accuracy)}
+    detail = quality.to_dict() | {"by_gap": to_plain(by_gap)}
+    return Found(figures=figures, detail=detail, reliability=quality.reliability, by_gap=by_gap, units="responses")
+
+
+def rated_pairs(rows: Sequence[Row], worth_N: np.ndarray) -> tuple[list[int], list[int]]:
+    """Numbers of responses to the same prompt, those that people think more of first. Rows hold one response each."""
+    groups: dict[bytes, list[int]] = {}
+    for number, row in enumerate(rows):
+        groups.setdefault(row.ids[0][: int(np.argmax(row.scored[0]))].tobytes(), []).append(number)
+    pairs = [(i, j) for some in groups.values() for i in some for j in some if worth_N[i] > worth_N[j] + 1e-6]
+    return [i for i, _ in pairs], [j for _, j in pairs]
 
 
 def pair_gaps(rows: Sequence[Row], scores: Sequence[np.ndarray]) -> list[float]:
@@ -226,15 +286,37 @@ def flat_quality(found: DistributionQuality) -> dict[str, Any]:
     }
 
 
-def flat_calibration(found: PairCalibration) -> dict[str, Any]:
+def flat_calibration(found: PairCalibration | CategoryPairs) -> dict[str, Any]:
     """The figures of a calibration that fit a table."""
-    accuracy = found.accuracy
-    return {
+    figures = {
         "pairs": found.reliability.n,
-        "accuracy": f"{accuracy.estimate:.1%}, 95% {accuracy.low:.1%} to {accuracy.high:.1%}",
-        "accuracy by gap, small to large": ", ".join(f"{one.accuracy:.1%}" for one in found.by_gap if one.count),
+        "accuracy": said(found.accuracy),
         "negative log-likelihood": found.nll,
         "expected calibration error": found.reliability.ece,
         "of a perfectly calibrated model": found.null_ece,
-        "temperature that fits best": found.temperature,
     }
+    return figures | ({"temperature that fits best": found.temperature} if isinstance(found, PairCalibration) else {})
+
+
+def said(share: Interval) -> str:
+    """A share and its interval."""
+    return f"{share.estimate:.1%}, 95% {share.low:.1%} to {share.high:.1%}"
+
+
+def calibration_table(found: Found) -> Table:
+    """The reliability curve; no rows where no probability was stated."""
+    table = Table("it says", found.units, "mean", "right", box=None, title="calibration", title_justify="left")
+    for one in found.reliability.bins if found.reliability else ():
+        if one.count:
+            table.add_row(f"{one.low:.0%} to {one.high:.0%}", f"{one.count:,}", f"{one.confidence:.1%}", f"{one.accuracy:.1%}")
+    return table
+
+
+def gap_table(found: Found) -> Table:
+    """Accuracy by size of the score gap; no rows where there are no gaps."""
+    name = "score gap" if found.log_odds else "gap of the expected utility"
+    table = Table(name, "pairs", "right", box=None, title="accuracy by gap", title_justify="left")
+    for one in found.by_gap:
+        if one.count:
+            table.add_row(f"{one.low:.2f} to {one.high:.2f}", f"{one.count:,}", f"{one.accuracy:.1%}")
+    return table

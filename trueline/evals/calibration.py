@@ -7,7 +7,7 @@ A reward model says P(chosen beats rejected) = sigmoid(gap). Its verdict on a pa
 confidence sigmoid(|gap|), and it is right when the gap is positive (a gap of zero is right by half).
 ECE = sum_b n_b/N |accuracy_b - confidence_b|; it is biased up in small samples (perfect predictor, N = 200, 15 equal-width
 bins: 0.061), so compare it with `null_ece`. Legend: N predictions, B bins, C classes.
-Left out: drawing (reports draw `Reliability.bins`).
+Left out: drawing (`trueline.evals.diagram`).
 """
 
 from __future__ import annotations

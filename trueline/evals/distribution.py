@@ -2,6 +2,7 @@
 
     shares_NC, target_NC, utilities --distribution_quality--> log loss, distance, error of the expected utility, calibration
     shares of two responses --preference--> P(a is put in a better category than b), ties counting half
+    shares of preferred and other responses --category_pair_calibration--> accuracy, by gap of the expected utility; calibration
 
 A target is the share of people who put the response in each category: one-hot for a single pick. The confidence of a prediction is
 its largest share, and it is right as often as people chose that category.
@@ -16,8 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from trueline.evals.calibration import PairCalibration, Reliability, pair_calibration, reliability
-from trueline.evals.interval import normal_mean
+from trueline.evals.calibration import Bin, Reliability, accuracy_by_gap, null_ece, reliability
+from trueline.evals.interval import normal_mean, wilson
 from trueline.evals.result import Interval, to_plain
 
 LEAST = 1e-12
@@ -46,6 +47,26 @@ class DistributionQuality:
     """Mean share of each category, predicted ..."""
     observed: tuple[float, ...]
     """... and observed."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return to_plain(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CategoryPairs:
+    """How far a model of categories can be believed on pairs of responses."""
+
+    accuracy: Interval
+    """How often the preferred response has the higher expected utility."""
+    nll: float
+    """Mean -log of `preference` for the preferred response: log 2 = 0.693 is a coin."""
+    reliability: Reliability
+    """Of `preference`."""
+    null_ece: float
+    """Mean ECE of a perfectly calibrated model with these confidences: less than this is not measurable."""
+    by_gap: tuple[Bin, ...]
+    """Accuracy by size of the gap of the expected utilities, equal-mass bins."""
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready."""
@@ -84,16 +105,21 @@ def preference(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     return np.clip((first_PC * worse_PC).sum(1), 0, 1)
 
 
-def category_pair_calibration(
-    chosen: np.ndarray, rejected: np.ndarray, utilities: Sequence[float], *, bins: int = 15
-) -> tuple[PairCalibration, Reliability]:
-    """On pairs, from shares [P, C] of the preferred and the other response: accuracy by gap of the expected utility (that gap is
-    no log-odds, so the calibration beside it is of no use), and the calibration of `preference`."""
+def category_pair_calibration(chosen: np.ndarray, rejected: np.ndarray, utilities: Sequence[float], *, bins: int = 15) -> CategoryPairs:
+    """From shares [P, C] of the preferred and the other response. The gap of two expected utilities is no log-odds: what is said of a
+    pair is `preference`."""
     worth_C = np.asarray(utilities, dtype=np.float64)
-    by_utility = pair_calibration((_checked(chosen) - _checked(rejected)) @ worth_C, bins=bins)
+    gap_P = (_checked(chosen) - _checked(rejected)) @ worth_C
     right_P = preference(chosen, rejected)
     correct_P = np.where(right_P > 0.5, 1.0, np.where(right_P < 0.5, 0.0, 0.5))
-    return by_utility, reliability(np.maximum(right_P, 1 - right_P), correct_P, bins=bins)
+    confidence_P = np.maximum(right_P, 1 - right_P)
+    return CategoryPairs(
+        accuracy=wilson(float((gap_P > 0).sum() + 0.5 * (gap_P == 0).sum()), len(gap_P)),
+        nll=float(-np.log(np.maximum(right_P, LEAST)).mean()),
+        reliability=reliability(confidence_P, correct_P, bins=bins),
+        null_ece=null_ece(confidence_P, bins=bins),
+        by_gap=accuracy_by_gap(gap_P),
+    )
 
 
 def _checked(shares: np.ndarray) -> np.ndarray:
