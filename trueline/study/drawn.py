@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from trueline.align.group import judged, prompt_key
+from trueline.align.group import prompt_key
 from trueline.align.rollouts import rollouts
 from trueline.models.files import load_model
 from trueline.protocols import Judge
@@ -22,6 +22,8 @@ from trueline.records import Comparison, Conversation, Message, Ranking, Samplin
 from trueline.serve.engine import Engine
 from trueline.store import fingerprint
 from trueline.study.cells import Cell
+from trueline.study.contest import rated
+from trueline.study.settings import Settings
 from trueline.study.training import Bench
 from trueline.tokens.encode import encode_prompt
 
@@ -45,11 +47,16 @@ def unjudged(prompts: Sequence[Conversation]) -> list[Comparison]:
     return [Comparison(prompt=prompt.messages, responses=((), ()), judgement=Ranking((1, 1))) for prompt in prompts]
 
 
+def responses_of(settings: Settings) -> int:
+    """Drawn per prompt."""
+    return max(2, settings.num_generations or RESPONSES)
+
+
 def drawn_pairs(bench: Bench, prompts: Sequence[Conversation], judge: Judge, judge_key: str) -> tuple[list[Comparison], Drawn]:
-    """One comparison per different prompt."""
+    """One comparison per different prompt, but for those that the judge says nothing of."""
     settings = bench.settings
     messages = list({prompt_key(prompt.messages): prompt.messages for prompt in prompts}.values())
-    count = max(2, settings.num_generations or RESPONSES)
+    count = responses_of(settings)
     about = {"model": bench.start_key, "prompts": [prompt_key(one) for one in messages], "truth": judge_key, "responses": count,
              "sampling": [settings.temperature, settings.max_new_tokens]}  # fmt: skip
     cell = bench.cells.of("pairs", about | {"prompts": fingerprint(about["prompts"])})
@@ -58,13 +65,17 @@ def drawn_pairs(bench: Bench, prompts: Sequence[Conversation], judge: Judge, jud
         engine = Engine(load_model(bench.start, device=settings.device), bench.tokenizer, max_batch=128)
         sampling = Sampling(n=count, temperature=settings.temperature, max_new_tokens=settings.max_new_tokens, seed=SEED)
         groups = rollouts(messages, engine, None, sampling, encode=lambda one: encode_prompt(one, bench.tokenizer), decode=engine.text)
-        found, tokens = [], 0
-        for group in judged(groups, judge):
+        found: list[list[Any] | None] = []
+        tokens = 0
+        for group in rated(groups, judge):
+            tokens += len(group.samples[0].prompt_ids) + sum(len(sample.ids) for sample in group.samples)
+            if not np.isfinite(group.scores).all():  # the judge said nothing of one of them
+                found.append(None)
+                continue
             best, worst = int(np.argmax(group.scores)), int(np.argmin(group.scores))
             worst = worst if best != worst else (best + 1) % count
             texts = [group.responses[k][-1].content for k in (best, worst)]
             found.append([group.responses[best][-1].role, *texts, group.scores[best] > group.scores[worst]])
-            tokens += len(group.samples[0].prompt_ids) + sum(len(sample.ids) for sample in group.samples)
         return {"pairs": found, "positions": tokens / max(1, len(messages))}
 
     kept = cell.once("pairs.json", compute)
@@ -73,6 +84,10 @@ def drawn_pairs(bench: Bench, prompts: Sequence[Conversation], judge: Judge, jud
             prompt=prompt, responses=tuple((Message(role=role, content=text),) for text in (best, worst)),
             judgement=Ranking((1, 2) if decided else (1, 1)),
         )
-        for prompt, (role, best, worst, decided) in zip(messages, kept["pairs"], strict=True)
+        for prompt, one in zip(messages, kept["pairs"], strict=True)
+        if one is not None
+        for role, best, worst, decided in [one]
     ]  # fmt: skip
+    if not pairs:
+        raise ValueError(f"the judge said nothing of the responses to {len(messages):,} prompts, which is all: look at what it answers")
     return pairs, Drawn(cell=cell, positions=kept["positions"])

@@ -17,6 +17,8 @@ from pathlib import Path
 
 from rich.console import Console
 
+from trueline.align.llm_judge import LLMJudge
+from trueline.align.votes import StoredVotes
 from trueline.models.files import fingerprint as weights_fingerprint
 from trueline.models.files import load_model
 from trueline.protocols import Judge
@@ -26,7 +28,8 @@ from trueline.store import fingerprint, local_folder, write_atomic
 from trueline.study.arms import Arm
 from trueline.study.budget import Share, share_of
 from trueline.study.cells import Cells
-from trueline.study.drawn import Drawn, drawn_pairs, unjudged
+from trueline.study.contest import Bill, Contest, bill, compares, form_of, spending, spent
+from trueline.study.drawn import Drawn, drawn_pairs, responses_of, unjudged
 from trueline.study.outcome import compile_results, every_answer, seconds_of
 from trueline.study.report import write_report
 from trueline.study.rewards import Rewards, given_reward, train_rewards, updates_of
@@ -67,16 +70,20 @@ def run_study(
     pairs = data if isinstance(data, Parts) else unjudged(prompts) or [record for record in data if isinstance(record, Comparison)]
     parts = checked_parts(pairs, arms, judge, reward, drawn=bool(prompts))
     asked = {"methods": [arm.name for arm in arms], "budget": asdict(budget), "settings": asdict(settings), "judge": judge_key}
-    with Run(out, asked, identity={"study": 1}, console=console or Console(stderr=True)) as run:
+    owed = bill_of(judge, arms, settings, parts, drawn=bool(prompts)).checked()
+    to = console or Console(stderr=True)
+    with Run(out, asked, identity={"study": 1}, console=to) as run, spending(judge, out / "spent.json"):
         for line in describe(parts, arms, budget, settings, judge_key):
             run.event(line)
+        if owed.requests_each:
+            run.event(owed.sentence())
         bench, drawn = bench_of(model, settings, out), None
         if prompts and judge is not None:
             run.event(f"no comparisons are given: the start answers {len(parts.prompts('train')):,} prompts, and the judge compares")
             pairs, drawn = drawn_pairs(bench, prompts, judge, judge_key)
             parts = split(pairs, needs_judge=False)
         parts = without_long(bench, parts, run)
-        job = prepared(bench, arms, parts, judge, judge_key, reward, run, drawn)
+        job = prepared(bench, arms, parts, judge, judge_key, reward, run, drawn, owed)
         shares = {arm.name: settle(job, arm, budget) for arm in arms}
         write_atomic(out / "plan.json", json.dumps({name: asdict(share) for name, share in shares.items()}, indent=1))
         for arm in arms:
@@ -88,6 +95,8 @@ def run_study(
         start = [measure_start(job, seed) for seed in settings.seeds]
         results = compile_results(job, budget, shares, tuned, runs, start)
         seconds = seconds_of(job, tuned, runs)
+        if isinstance(judge, LLMJudge):
+            seconds["(judge)"] = spent(out / "spent.json", judge)
         write_atomic(out / "results.json", json.dumps(results, indent=1, allow_nan=False))
         write_atomic(out / "seconds.json", json.dumps(seconds, indent=1))
         answers = every_answer(job, runs, start)
@@ -109,6 +118,9 @@ def checked_parts(
         raise ValueError("--data has prompts and no comparisons: name a --judge that says which response is better, or bring comparisons")
     if reward == "judge" and judge is None:
         raise ValueError("--reward judge needs a --judge: name one, or let a learned reward model drive (--reward learned)")
+    if reward == "judge" and compares(judge):
+        raise ValueError("--reward judge needs a judge that scores a response by itself, and this one compares: leave out --reward, and a "
+                         "reward model learns from the comparisons, or name one (--reward DIR)")  # fmt: skip
     if reward not in ("learned", "judge"):
         local_folder(reward, where="--reward ")
     parts = checked(pairs, needs_judge=judge is None) if isinstance(pairs, Parts) else split(pairs, needs_judge=judge is None)
@@ -116,6 +128,18 @@ def checked_parts(
         if arm.main.objective is not None:
             records_of(arm.main.objective, parts)
     return parts
+
+
+def bill_of(judge: Judge | None, arms: Sequence[Arm], settings: Settings, parts: Parts, *, drawn: bool) -> Bill:
+    """What asking the judge takes, where that is counted."""
+    form = form_of(judge)
+    if not form:
+        return Bill()
+    return bill(
+        arms, settings, form=form, answered=len(parts.prompts("report", settings.report_prompts)),
+        tuned=len(parts.prompts("tuning", settings.tuning_prompts)), bound=judge.client.max_requests if isinstance(judge, LLMJudge) else 0,
+        prompts=sum(len(parts.prompts(side)) for side in ("train", "tuning", "report")) if drawn else 0, responses=responses_of(settings),
+    )  # fmt: skip
 
 
 def bench_of(model: str | Path, settings: Settings, out: Path) -> Bench:
@@ -147,7 +171,8 @@ def without_long(bench: Bench, parts: Parts, run: Run) -> Parts:
 
 
 def prepared(
-    bench: Bench, arms: Sequence[Arm], parts: Parts, judge: Judge | None, judge_key: str, reward: str | Path, run: Run, drawn: Drawn | None
+    bench: Bench, arms: Sequence[Arm], parts: Parts, judge: Judge | None, judge_key: str, reward: str | Path, run: Run, drawn: Drawn | None,
+    owed: Bill,
 ) -> Job:
     """The job with its reward models trained."""
     settings = bench.settings
@@ -161,11 +186,14 @@ def prepared(
     if judge is None:
         run.event(f"no --judge: a reward model that judges learns from {len(parts.judge):,} comparisons that no method sees")
         judging = trained_rewards(bench, parts.judge, parts.tuning, settings.seeds[:1], run).cells[settings.seeds[0]]
+    contest = None
+    if isinstance(judge, LLMJudge | StoredVotes) and compares(judge):
+        contest = Contest(judge=judge, key=judge_key, cells=bench.cells, between=owed.asks_between)
     material = {arm.name: Material(bench, records_of(arm.main.objective, parts)) for arm in arms if arm.main.objective is not None}
     return Job(
         bench=bench, arms=tuple(arms), parts=parts, rewards=rewards, judge=judge, judging=judging,
         truth_key=judging.key if judging is not None else judge_key, drawn=drawn,
-        material=material,
+        material=material, contest=contest,
     )  # fmt: skip
 
 

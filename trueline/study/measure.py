@@ -13,8 +13,9 @@ Legend: P prompts, A answers per prompt, N scored tokens, V vocabulary.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -53,25 +54,26 @@ def answers(
     settings: Settings,
     seed: int,
     *,
-    truth: Rate,
+    truth: Rate | None,
     learned: Rate | None,
     start: Decoder | None,
     ways: Sequence[Way] = (Way(),),
 ) -> dict[str, Any]:
-    """For each way the figures of its answers as lists [P][A], JSON-ready. `start` None: the policy is the start, its KL is 0."""
-    A, most = settings.samples, max(way.n for way in ways)
+    """For each way the figures of its answers as lists [P][A], JSON-ready. `start` None: the policy is the start, its KL is 0.
+    `truth` None: the judge compares, and is asked later."""
+    A, draws = settings.samples, draws_of(settings, ways)
     engine = Engine(policy, tokenizer, max_batch=128)
-    sampling = Sampling(n=A * most, temperature=settings.temperature, max_new_tokens=settings.max_new_tokens, seed=seed)
+    sampling = Sampling(n=draws, temperature=settings.temperature, max_new_tokens=settings.max_new_tokens, seed=seed)
     drawn = rollouts(
         prompts, engine, None, sampling, encode=lambda prompt: encode_prompt(prompt, tokenizer), decode=engine.text
     )
     rated = learned(drawn) if learned is not None else None
-    selects = any(way.select is not None for way in ways)
-    by_what = rated or (truth(drawn) if selects else drawn)  # where nothing is learned, the judge itself chooses
+    by_what = rated or (truth(drawn) if truth is not None and draws > A else drawn)  # where nothing is learned, the judge itself chooses
     chosen = {way.label: [choose(group, way, A, seed) for group in by_what] for way in ways}
     asked = [sorted({k for picks in chosen.values() for k in picks[p]}) for p in range(len(prompts))]
-    judged = truth([part(group, numbers) for group, numbers in zip(drawn, asked, strict=True)])
-    true = [dict(zip(numbers, group.scores, strict=True)) for group, numbers in zip(judged, asked, strict=True)]
+    groups = [part(group, numbers) for group, numbers in zip(drawn, asked, strict=True)]
+    judged = truth(groups) if truth is not None else [replace(group, scores=(math.nan,) * len(group)) for group in groups]
+    true = [dict(zip(numbers, map(known, group.scores), strict=True)) for group, numbers in zip(judged, asked, strict=True)]
     found: dict[str, Any] = {}
     for way in ways:
         picks = chosen[way.label]
@@ -95,15 +97,30 @@ def answers(
     return found
 
 
+def known(score: float) -> float | None:
+    """As JSON has it: None where the judge said nothing."""
+    return score if math.isfinite(score) else None
+
+
+def draws_of(settings: Settings, ways: Sequence[Way]) -> int:
+    """Responses per prompt: the answers themselves, and behind them n for each that a selector gives."""
+    return settings.samples * (1 + max((way.n for way in ways if way.select is not None), default=0))
+
+
 def choose(group: Group, way: Way, A: int, seed: int) -> list[int]:
-    """The numbers of A answers: answer a is one of the draws a n ... a n + n - 1."""
+    """The numbers of A answers. Those of a selector are taken of other draws than the A that are answers by themselves: against one of
+    those it would win too often, since where it is among the n it is never better."""
     if way.select is None:
         return list(range(A))
     found = []
     for a in range(A):
         rng = np.random.default_rng([seed, int(group.key, 16), a])
-        (pick,) = way.select(part(group, range(a * way.n, (a + 1) * way.n)), rng)
-        found.append(a * way.n + pick[0])
+        first = A + a * way.n
+        if not np.isfinite(group.scores[first : first + way.n]).all():  # who should choose said nothing
+            found.append(first)
+            continue
+        (pick,) = way.select(part(group, range(first, first + way.n)), rng)
+        found.append(first + pick[0])
     return found
 
 

@@ -3,28 +3,29 @@
     compile_results(job, ...) -> a dictionary, JSON-ready: the same bytes for the same study, however often it was stopped
     seconds_of(job, ...)      -> what the clock said, which is never the same twice, apart
 
-Every figure is a mean over training seeds and report prompts (evals.interval.crossed_mean); differences and win rates are taken
-prompt by prompt and seed by seed. A learned reward has no unit of its own: it is shown as its gain over the start, in standard
-deviations of the start's answers, beside the true reward's.
+A learned reward has no unit of its own: it is shown as its gain over the start, in standard deviations of the start's answers, beside the
+true reward's. Left out: intervals (figures), which to choose (verdict).
 Legend: S seeds, P prompts, A answers per prompt.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from trueline.align.best_of_n import kl_bound
+from trueline.align.llm_judge import LLMJudge
 from trueline.evals.frontier import Point, frontier
-from trueline.evals.interval import crossed_mean
 from trueline.evals.result import Interval, to_plain
-from trueline.evals.winrate import outcomes
 from trueline.study.arms import Arm
 from trueline.study.budget import Share
+from trueline.study.contest import Contest, Pair
+from trueline.study.figures import Gap, Pool, Taken, gained, in_sd, taken, won
 from trueline.study.rewards import calibration
 from trueline.study.settings import Budget
 from trueline.study.verdict import START, verdict
@@ -33,59 +34,38 @@ from trueline.study.work import Job, Measured, Runs, Tuned, needs_reward
 FORWARD = 1 / 3
 """What a position costs that is only read or drawn, where one that is trained on costs 1: forward against forward and backward."""
 
-SIMULTANEOUS = 0.95
-"""Level at which all comparisons of arms hold together."""
+ENDS = ("estimate", "low", "high")
 SAMPLES = 8
 """Prompts whose answers are shown."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Taken:
-    """One policy at one step, or one way to answer, over all seeds: figures [S, P, A]."""
-
-    arm: str
-    label: str
-    step: int
-    main: bool
-    """The arm's last policy at its main setting: what it is compared by."""
-    true: np.ndarray
-    learned: np.ndarray | None
-    kl: np.ndarray
-    tokens: np.ndarray
-    finished: np.ndarray
-    texts: Sequence[Sequence[Sequence[str]]]
-    """[S][P][A]."""
-
-
-def taken(arm: str, main: bool, one: Measured) -> Taken:
-    """The figures of all seeds as arrays."""
-    found = one.found
-    arrays = {name: np.array([by[name] for by in found], dtype=np.float64) for name in ("true", "tokens", "finished")}
-    bound = np.full_like(arrays["true"], kl_bound(int(found[0]["n"])))  # of one draw of the start it is 0
-    kl = np.array([by["kl"] for by in found], dtype=np.float64) if "kl" in found[0] else bound
-    learned = None if found[0]["learned"] is None else np.array([by["learned"] for by in found], dtype=np.float64)
-    texts = [by["texts"] for by in found]
-    return Taken(arm=arm, label=one.label, step=one.step, main=main, kl=kl, learned=learned, texts=texts, **arrays)
-
-
-def mean_of(values_SPA: np.ndarray, level: float = 0.95) -> Interval:
-    """Over answers first, then seeds and prompts."""
-    return crossed_mean(values_SPA.mean(2), level=level)
-
-
-def point(one: Taken, start: Taken) -> dict[str, Any]:
+def point(one: Taken, start: Taken, pool: Pool, compares: bool) -> dict[str, Any]:
     """A row of frontier.csv."""
-    spread = float(start.true.std()) or 1.0
+    gain = pool.against(one, start, "gain", gained)
     row: dict[str, Any] = {
         "arm": one.arm, "label": one.label, "step": one.step, "main": one.main,
-        "kl": mean_of(one.kl).to_dict(), "reward": mean_of(one.true).to_dict(), "gain": mean_of(one.true - start.true).to_dict(),
-        "gain_sd": mean_of((one.true - start.true) / spread).to_dict(), "learned_gain_sd": None,
-        "tokens": mean_of(one.tokens).to_dict(), "finished": float(one.finished.mean()),
+        "kl": pool.alone(one, "kl", lambda of: of.kl, share=True).to_dict(),
+        "reward": pool.alone(one, "reward", lambda of: of.true).to_dict(), "gain": gain.to_dict(),
+        "gain_sd": in_sd(replace(gain, **{part: 0.5 + getattr(gain, part) for part in ENDS})).to_dict() if compares else
+                   scaled(gain, float(np.nanstd(start.true)) or 1.0).to_dict(),
+        "learned_gain_sd": None, "tokens": pool.alone(one, "tokens", lambda of: of.tokens, share=True).to_dict(),
+        "finished": float(one.finished.mean()), "no_verdict": float(np.isnan(one.true).mean()),
     }  # fmt: skip
     if one.learned is not None and start.learned is not None:
-        scale_S = start.learned.std(axis=(1, 2)) + 1e-12  # every seed has a reward model with a scale of its own
-        row["learned_gain_sd"] = mean_of((one.learned - start.learned) / scale_S[:, None, None]).to_dict()
+        scale_S11 = start.learned.std(axis=(1, 2), keepdims=True) + 1e-12  # every seed has a reward model with a scale of its own
+        learned = pool.against(one, start, "learned", lambda a, b: (learned_of(a) - learned_of(b)) / scale_S11)
+        row["learned_gain_sd"] = learned.to_dict()
     return row
+
+
+def learned_of(one: Taken) -> np.ndarray:
+    assert one.learned is not None, "all policies of a study are scored by the reward model, or none is"
+    return one.learned
+
+
+def scaled(interval: Interval, unit: float) -> Interval:
+    """In other units."""
+    return replace(interval, **{part: getattr(interval, part) / unit for part in (*ENDS, "se")})
 
 
 def undominated(points: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -111,16 +91,36 @@ def at_equal_kl(points: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return {"kl": common, "reward": {name: float(np.interp(common, *path)) for name, path in paths.items()}}
 
 
-def win_matrix(mains: Sequence[Taken]) -> list[list[dict[str, Any] | None]]:
-    """How often the row's answer is scored above the column's, a tie by half; both answer the same prompt with the same luck."""
-    return [[None if a is b else mean_of(outcomes(a.true, b.true)).to_dict() for b in mains] for a in mains]
+def win_matrix(pool: Pool, faced: Mapping[Pair, np.ndarray] | None) -> list[list[dict[str, Any] | None]]:
+    """How often the row's answer is better than the column's, a tie by half; None where the judge was not asked. The intervals hold
+    together. `faced`: what a judge that compares said of every two; None for one that scores."""
+    names = [one.arm for one in pool.mains]
+    found: list[list[dict[str, Any] | None]] = [[None for _ in names] for _ in names]
+    for i, j in combinations(range(len(names)), 2):
+        if faced is not None and (names[i], names[j]) not in faced:
+            continue
+        gap: Gap = won if faced is None else lambda a, b: duel(faced, a, b)
+        share = pool.against(pool.mains[i], pool.mains[j], "won", gap)
+        found[i][j] = share.to_dict()
+        found[j][i] = replace(share, estimate=1 - share.estimate, low=1 - share.high, high=1 - share.low).to_dict()
+    return found
 
 
-def differences(mains: Sequence[Taken]) -> list[dict[str, Any]]:
-    """Mean reward of a less that of b for every two, with intervals that hold together (Bonferroni)."""
-    pairs = [(a, b) for i, a in enumerate(mains) for b in mains[i + 1 :]]
-    level = 1 - (1 - SIMULTANEOUS) / max(1, len(pairs))
-    return [{"a": a.arm, "b": b.arm, "difference": mean_of(a.true - b.true, level).to_dict()} for a, b in pairs]
+def duel(faced: Mapping[Pair, np.ndarray], a: Taken, b: Taken) -> np.ndarray:
+    """What the judge said of a's answers against b's."""
+    return faced[a.arm, b.arm] if (a.arm, b.arm) in faced else 1 - faced[b.arm, a.arm]
+
+
+def differences(pool: Pool, faced: Mapping[Pair, np.ndarray] | None) -> list[dict[str, Any]]:
+    """For every two a less b, with intervals that hold together: of mean rewards; of a judge that compares the win rate less a half where
+    it was asked about the two ("direct"), else the difference of their win rates against the start."""
+    found = []
+    for a, b in combinations(pool.mains, 2):
+        direct = faced is not None and (a.arm, b.arm) in faced
+        gap: Gap = (lambda a, b: duel(faced, a, b) - 0.5) if faced is not None and direct else gained
+        name = "won" if direct else "gain"
+        found.append({"a": a.arm, "b": b.arm, "direct": direct, "difference": pool.against(a, b, name, gap).to_dict()})
+    return found
 
 
 def compile_results(
@@ -128,12 +128,15 @@ def compile_results(
     start_found: Sequence[Mapping[str, Any]],
 ) -> dict[str, Any]:  # fmt: skip
     """Everything that results.json, the tables and the report say."""
-    start = taken(START, True, Measured(label=START, step=0, last=True, found=[one[""] for one in start_found]))
+    start = taken(START, True, False, Measured(label=START, step=0, last=True, found=[one[""] for one in start_found]))
     everything = [start]
     for arm in job.arms:
-        everything += [taken(arm.name, one.last and one.label == arm.main.label, one) for one in runs[arm.name].measured]
-    points = [point(one, start) for one in everything]
-    mains = [one for one in everything if one.main]
+        seeded = arm.trains or (job.rewards is not None and len({cell.key for cell in job.rewards.cells.values()}) > 1)
+        everything += [taken(arm.name, one.last and one.label == arm.main.label, seeded, one) for one in runs[arm.name].measured]
+    pool = Pool([one for one in everything if one.main])
+    said = faced_of(job, job.contest, pool.mains) if job.contest is not None else None
+    faced = {names: shares for names, (shares, _) in said.items()} if said is not None else None
+    points = [point(one, start, pool, faced is not None) for one in everything]
     main_points = {p["arm"]: p for p in points if p["main"]}
     arms = [
         {"name": START, "main": main_points[START], "cost": free(start_found), "trials": [], "learning_rate": 0.0, "updates": 0,
@@ -147,22 +150,48 @@ def compile_results(
             "models": [(cell.folder / "run").relative_to(job.bench.cells.root.parent).as_posix() for cell in runs[arm.name].cells],
         })  # fmt: skip
     results: dict[str, Any] = {
-        "seeds": len(job.settings.seeds), "budget": str(budget), "settings": to_plain(job.settings), "judge": judge_of(job),
+        "seeds": len(job.settings.seeds), "budget": str(budget), "settings": to_plain(job.settings), 
+        "judge": judge_of(job, [*tallies(runs), *(tally for _, tally in (said or {}).values())]),
         "prompts": {side: len(job.parts.prompts(side)) for side in ("train", "judge", "tuning", "report")},
         "answered": len(job.prompts("report")), "comparisons": len(job.parts.train),
-        "arms": arms, "points": points, "undominated": undominated(points), "equal_kl": at_equal_kl(points), "matrix": win_matrix(mains),
-        "differences": differences(mains), "calibration": calibrations(job), "samples": samples(job, mains),
+        "arms": arms, "points": points, "undominated": undominated(points), "equal_kl": at_equal_kl(points),
+        "matrix": win_matrix(pool, faced),
+        "differences": differences(pool, faced), "calibration": calibrations(job), "samples": samples(job, pool.mains),
     }  # fmt: skip
     results = to_plain(results)
     return results | {"verdict": verdict(results)}
 
 
-def judge_of(job: Job) -> dict[str, Any]:
-    """Who judges."""
-    if job.judging is None:
-        assert job.judge is not None
-        return {"name": Path(job.judge.name).name, "learned": False}
-    return {"name": "a reward model that learned from other prompts", "learned": True}
+def faced_of(job: Job, contest: Contest, mains: Sequence[Taken]) -> dict[Pair, tuple[np.ndarray, Counter[str]]]:
+    """Verdicts [S, P, A] on the first's answers against the second's, and their tally: of the start against everybody, and where the bound
+    allows it of every two policies."""
+    start, *others = mains
+    found = {(start.arm, one.arm): (1 - one.true, Counter[str]()) for one in others}  # asked when they were measured
+    for a, b in combinations(others if contest.between else (), 2):
+        theirs = np.roll(np.array(b.texts, dtype=object), -1, axis=0 if len(b.texts) > 1 else 2).tolist()  # figures.unlucky
+        said = [contest.verdicts(job.prompts("report"), ours, other) for ours, other in zip(a.texts, theirs, strict=True)]
+        shares = np.array([one["shares"] for one in said], dtype=np.float64)
+        found[a.arm, b.arm] = shares, sum((Counter(one["tally"]) for one in said), Counter())
+    return found
+
+
+def tallies(runs: Mapping[str, Runs]) -> list[Counter[str]]:
+    """Of what was asked about the policies of the report."""
+    return [Counter(found["tally"]) for run in runs.values() for one in run.measured for found in one.found if "tally" in found]
+
+
+def judge_of(job: Job, asked: Sequence[Counter[str]]) -> dict[str, Any]:
+    """Who judges, and of one that compares how it did."""
+    if job.judging is not None:
+        return {"name": "a reward model that learned from other prompts", "learned": True, "compares": False}
+    assert job.judge is not None
+    about: dict[str, Any] = {"name": Path(job.judge.name).name, "learned": False, "compares": job.contest is not None}
+    if job.contest is None:
+        return about
+    total = sum(asked, Counter[str]())
+    decided = total["pairs"] - total["equal"] - total["none"]
+    swapped = {"consistency": total["consistent"] / decided if decided else None} if isinstance(job.judge, LLMJudge) else {}
+    return about | {"between": job.contest.between, "pairs": total["pairs"], "equal": total["equal"], "none": total["none"]} | swapped
 
 
 def cost_of(job: Job, arm: Arm, runs: Runs) -> dict[str, Any]:

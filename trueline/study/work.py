@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from trueline.align.group import judged, prompt_key, scored
+from trueline.align.group import prompt_key, scored
 from trueline.models.files import load_model
 from trueline.objectives.rounds import OnPolicy
 from trueline.protocols import Judge
@@ -24,8 +24,9 @@ from trueline.store import fingerprint
 from trueline.study.arms import Arm, Setting
 from trueline.study.budget import Share
 from trueline.study.cells import Cell
+from trueline.study.contest import Contest, rated
 from trueline.study.drawn import Drawn
-from trueline.study.measure import Rate, Way, answers
+from trueline.study.measure import Rate, Way, answers, draws_of
 from trueline.study.rewards import Rewards, scorer_of
 from trueline.study.rows import Parts
 from trueline.study.settings import Settings
@@ -53,16 +54,20 @@ class Job:
     """What each arm trains on."""
     drawn: Drawn | None = None
     """Where the comparisons are the start's own responses: what they cost."""
+    contest: Contest | None = None
+    """The judge, where it compares."""
 
     @property
     def settings(self) -> Settings:
         return self.bench.settings
 
-    def truth(self) -> Rate:
-        """What gives the scores that count."""
+    def truth(self) -> Rate | None:
+        """What gives the scores that count; None: the judge compares."""
+        if self.contest is not None:
+            return None
         if self.judge is not None:
             judge = self.judge
-            return lambda groups: judged(groups, judge)
+            return lambda groups: rated(groups, judge)
         assert self.judging is not None
         judging = scorer_of(self.bench, self.judging)
         return lambda groups: scored(groups, judging)
@@ -143,7 +148,10 @@ def tune(job: Job, arm: Arm, share: Share, tell: Step) -> Tuned:
     for rate in arm.learning_rates:
         cells[rate] = cell = train_setting(job, arm, arm.main, rate, share, seed, tell)
         found = measure_policy(job, cell, max(steps_of(cell)), seed, "tuning")
-        trials.append({"learning_rate": rate, "score": float(np.mean(found[""]["true"]))})
+        scores = np.array(found[""]["true"], dtype=np.float64)
+        if not np.isfinite(scores).any():
+            raise ValueError(f"the judge said nothing of {arm.name}'s answers to the tuning prompts: look at what it answers")
+        trials.append({"learning_rate": rate, "score": float(np.nanmean(scores))})
     best = max(trials, key=lambda trial: trial["score"])["learning_rate"]
     for rate, cell in cells.items():
         if rate != best:
@@ -225,14 +233,39 @@ def measure_policy(job: Job, cell: Cell, step: int, seed: int, part: str) -> dic
 
 
 def measure(job: Job, cell: Cell | None, step: int, seed: int, part: str, ways: Sequence[Way]) -> dict[str, Any]:
+    """Answers to the prompts of a part, and what the judge says of them."""
+    found = answered(job, cell, step, seed, part, ways)
+    if job.contest is None:
+        return found
+    theirs = opponents(job, seed, part)
+    for way in ways:
+        one = found[way.label]
+        if cell is None and way.select is None:
+            one["true"] = [[0.5] * len(row) for row in one["texts"]]  # the start is as good as itself
+        else:
+            verdicts = job.contest.verdicts(job.prompts(part), one["texts"], theirs)
+            one |= {"true": verdicts["shares"], "tally": verdicts["tally"]}
+    return found
+
+
+def opponents(job: Job, seed: int, part: str) -> list[list[str]]:
+    """What the start answers with other luck than this seed's (study.figures): of the next seed, or with one seed the next answer."""
+    seeds = job.settings.seeds
+    other = seeds[(seeds.index(seed) + 1) % len(seeds)]
+    texts: list[list[str]] = answered(job, None, 0, other, part, (Way(),))[""]["texts"]
+    return texts if other != seed else [[*row[1:], row[0]] for row in texts]
+
+
+def answered(job: Job, cell: Cell | None, step: int, seed: int, part: str, ways: Sequence[Way]) -> dict[str, Any]:
     """Answers to the prompts of a part, kept in a cell."""
     settings, prompts = job.settings, job.prompts(part)
     rewards = job.rewards if part == "report" or len(ways) > 1 else None
     about = {
-        "policy": cell.key if cell is not None else job.bench.start_key, "step": step, "seed": seed, "truth": job.truth_key,
+        "policy": cell.key if cell is not None else job.bench.start_key, "step": step, "seed": seed,
+        "truth": job.truth_key if job.contest is None else "",
         "prompts": fingerprint([prompt_key(prompt) for prompt in prompts]),
         "learned": rewards.cells[seed].key if rewards is not None else "",
-        "ways": [[way.label, way.n] for way in ways],
+        "ways": [[way.label, way.n] for way in ways], "draws": draws_of(settings, ways),
         "sampling": [settings.samples, settings.temperature, settings.max_new_tokens],
     }  # fmt: skip
 
