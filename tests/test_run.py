@@ -4,6 +4,7 @@ import importlib.metadata
 import json
 import math
 import os
+import re
 import signal
 import struct
 import subprocess
@@ -53,6 +54,31 @@ def test_another_identity_is_refused_in_one_sentence(tmp_path):
     with pytest.raises(ValueError, match="seed = 1, and this command has seed = absent"):
         open_run(tmp_path / "r", {k: v for k, v in IDENTITY.items() if k != "seed"})
     open_run(tmp_path / "r").close()  # a refusal changed nothing and holds no lock
+
+
+@pytest.mark.parametrize(
+    ("name", "was", "now", "typed"),
+    [
+        ("config.learning_rate", 0.001, 0.1, "give --learning_rate 0.001 to resume"),
+        ("config.bf16", True, False, "give --bf16 true to resume"),
+        ("config.lora_target_modules", ["q_proj", "v_proj"], ["all-linear"], "give --lora_target_modules q_proj v_proj to resume"),
+        ("config.rows_per_step", 8, 4, "x processes be 8 again to resume"),
+        ("objective.method", "dpo", "ppo", "begin with trueline dpo to resume"),
+        ("objective.kl.kl_coef", 0.05, 0.1, "give --objective.kl_coef 0.05 to resume"),  # as people type it
+        ("model", "a" * 64, "b" * 64, "give --model as it was to resume"),
+        ("reward", "a" * 64, "b" * 64, "give --reward_model as it was to resume"),
+        ("judge.contents", "a" * 64, "b" * 64, "give --judge as it was (the same name holds something else now) to resume"),
+    ],
+)
+def test_what_to_type_to_resume(name, was, now, typed, tmp_path):
+    def nested(value):
+        for part in reversed(name.split(".")):
+            value = {part: value}
+        return value
+
+    Run(tmp_path, {}, identity=nested(was)).close()
+    with pytest.raises(ValueError, match=re.escape(typed)):
+        Run(tmp_path, {}, identity=nested(now))
 
 
 def test_a_folder_with_a_foreign_model_is_not_overwritten(tmp_path):

@@ -45,6 +45,8 @@ from trueline.store import canonical_json, fingerprint, write_atomic
 
 ABSENT = object()
 """Stands for a field that one side does not have."""
+OPTIONS = {"reward": "reward_model"}
+"""Parts of an identity whose option has another name."""
 Sink = Callable[[int, Mapping[str, float]], None]
 
 
@@ -204,8 +206,22 @@ def _refuse_difference(folder: Path, before: Mapping[str, Any], now: Mapping[str
             said = name.removeprefix("config.")
             raise ValueError(
                 f"{folder} was started with {said} = {_short(was)}, and this command has {said} = {_short(is_now)}: "
-                f"give {said} its old value to resume, or choose another --out"
+                f"{_advice(name, was)} to resume, or choose another --out"
             )
+
+
+def _advice(name: str, was: Any) -> str:
+    """How a field gets its old value, as people type it."""
+    part, _, rest = name.partition(".")
+    value = " ".join(map(str, was)) if isinstance(was, list) else str(was).lower() if isinstance(was, bool) else was
+    if name == "objective.method":
+        return f"begin with trueline {was}"
+    if rest == "rows_per_step":
+        return f"let per_device_train_batch_size x gradient_accumulation_steps x processes be {was} again"
+    if rest and part in ("objective", "config") and was is not None:
+        inside = "objective." if part == "objective" else ""
+        return f"leave out --{inside}{rest}" if was is ABSENT else f"give --{inside}{name.rpartition('.')[2]} {value}"
+    return f"give --{OPTIONS.get(part, part)} as it was{' (the same name holds something else now)' if rest == 'contents' else ''}"
 
 
 def _short(value: Any) -> str:

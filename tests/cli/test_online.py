@@ -131,6 +131,26 @@ def test_mistakes_get_one_sentence(
         assert "ZeroDivisionError" in last
 
 
+def test_an_edited_rule_is_another_judge(trueline: Trueline, tiny: Path, pairs: Path, rules: Path, tmp_path: Path) -> None:
+    words = ("online-dpo", "--model", tiny, "--data", pairs, "--judge", f"{rules}:short", "--out", tmp_path / "run", *SHORT)
+    assert trueline(*words)[0] == 0
+    assert trueline(*words)[0] == 0  # finished, and the same
+    rules.write_text(RULES.replace("-len(response)", "len(response)"), encoding="utf-8")
+    code, _, said = trueline(*words)
+    assert code == 2 and "was started with judge.contents = " in said
+    assert "give --judge as it was (the same name holds something else now) to resume" in said
+
+
+def test_prompts_without_a_vote_are_not_learned_from(trueline: Trueline, tiny: Path, pairs: Path, tmp_path: Path) -> None:
+    """Nobody voted on what a random model says: it is said, and the run ends instead of learning from the middle of the scale."""
+    words = ("--model", tiny, "--data", pairs, "--judge", f"votes:{pairs}", "--num_generations", 2)
+    code, _, said = trueline("rloo", "--out", tmp_path / "run", *words, *SHORT)
+    last = said.strip().splitlines()[-1]
+    assert code == 2 and last.startswith("error: 20 rounds in a row gave nothing to learn from: the judge has no verdict on any")
+    assert "4 of 4 prompts of a round are left out: the judge has no verdict on one of their responses" in said
+    assert "pairs with votes: 0, without: 80; responses that nobody voted on: 160" in said
+
+
 def test_memory_is_not_foretold(trueline: Trueline, tiny: Path, pairs: Path, tmp_path: Path) -> None:
     file = tmp_path / "run.yaml"
     file.write_text(f"verb: online-dpo\nmodel: {tiny}\ndata: [{pairs}]\n", encoding="utf-8")

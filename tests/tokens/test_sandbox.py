@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 
-from trueline.tokens.sandbox import STEPS
+from trueline.tokens.sandbox import STEPS, Sandbox
 from trueline.tokens.template import CHATML, ChatTemplate
 
 TALK = [{"role": "user", "content": "Name a colour."}, {"role": "assistant", "content": "Blue."}] * 3
@@ -117,3 +118,22 @@ def test_long_texts_side_by_side_are_made(source: str) -> None:
     """What is made is as long as what is given: nothing multiplies."""
     texts = "{% set a = 'x' * 20000 %}{% set b = 'z' * 20000 %}{% set c = '-' * 2000 %}"
     assert 20_000 < len(rendered(texts + source)) < 50_000 or "replace" in source
+
+
+def test_every_thread_has_a_budget_of_its_own() -> None:
+    """What one thread renders takes nothing from the budget of another, which may be in the middle of a render."""
+    source = "{% for _ in range(60) %}{% for _ in range(100) %}{{ messages[0].content }}{% endfor %}{% endfor %}"
+    template = ChatTemplate(source, {})
+    rendered = {"first": template.render([{"role": "user", "content": "x"}])}
+    assert len(rendered["first"]) == 6_000
+    environment = template._compiled.environment
+    assert isinstance(environment, Sandbox)
+    left = environment._budget.left
+
+    def other() -> None:
+        rendered["second"] = template.render([{"role": "user", "content": "x"}])
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    thread.join()
+    assert rendered["first"] == rendered["second"] and environment._budget.left == left  # it spent nothing of ours

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -219,6 +220,8 @@ def test_a_stopped_run_draws_and_learns_what_the_straight_one_did(tmp_path: Path
     assert len(seeds) == len(set(seeds)) == 2
     lines = read_lines(tmp_path / "straight" / "metrics.jsonl")
     assert {"reward", "objective/kl", "time/sampling", "time/scoring", "time/learning"} <= set(lines[0])
+    said = [row["event"] for row in read_lines(tmp_path / "straight" / "events.jsonl")]
+    assert any(re.match(r"time: sampling \S+ s \(\d+%\), scoring .*, learning ", one) for one in said)
     assert [row["step"] for row in lines if "eval_reward" in row] == [4, 7]
 
 
@@ -248,6 +251,31 @@ def test_a_round_of_several_steps_is_drawn_once(tmp_path: Path, decoder: Make, t
     assert [row["step"] for row in metrics if "reward" in row] == [1, 5]
     losses = [row["loss"] for row in metrics]
     assert losses[0] == pytest.approx(np.log(2), abs=1e-5) and losses[1] != losses[0]
+
+
+@pytest.mark.parametrize("kept_before", [2, 1])
+def test_more_steps_than_planned_do_not_lose_the_rest_of_a_round(
+    kept_before: int, tmp_path: Path, decoder: Make, tokenizer: Tokenizer
+) -> None:
+    """Four steps a round, and the plan ended after the seventh: with an older checkpoint the round is learned from again, whole."""
+
+    def go(name: str, steps: int, limit: int) -> dict[str, Any]:
+        options = OPTIONS | {"max_steps": steps, "save_steps": 4, "save_total_limit": limit, "logging_steps": 1, "eval_share": 0.0,
+                             "eval_steps": 0, "sample_steps": 0, "lr_scheduler_type": "constant", "warmup_ratio": 0.0}  # fmt: skip
+        out = train(Iterate(batches=2, epochs=2), decoder(0, tokenizer.vocab_size), prompts(20), tokenizer=tokenizer,
+                    rollouts=Scripted(), out=tmp_path / name, num_generations=3, **options)  # fmt: skip
+        losses = [row["loss"] for row in read_lines(out / "metrics.jsonl")]
+        return {"losses": losses, "weights": (out / "model.safetensors").read_bytes(), "said": [row["event"] for row in
+                read_lines(out / "events.jsonl")]}  # fmt: skip
+
+    straight = go("straight", 12, kept_before)
+    go("extended", 7, kept_before)
+    extended = go("extended", 12, kept_before)
+    same = (extended["losses"], extended["weights"]) == (straight["losses"], straight["weights"])
+    if kept_before == 2:
+        assert same and any("checkpoint-7 lies inside a round, so the steps since checkpoint-4" in said for said in extended["said"])
+    else:
+        assert not same and any("the responses that were left of it are not learned from" in said for said in extended["said"])
 
 
 def test_a_run_goes_on_with_the_same_judge_and_drawing_only(tmp_path: Path, decoder: Make, tokenizer: Tokenizer) -> None:

@@ -100,6 +100,12 @@ def warned(lines: list[dict[str, float]]) -> set[str]:
         ([drawn(policy_of_entropy_avg=2.0), *[drawn(policy_of_entropy_avg=0.1)] * 2], set()),  # too few lines
         ([drawn(policy_of_entropy_avg=2.0), *[drawn(policy_of_entropy_avg=0.3)] * 3], set()),  # not a tenth yet
         ([drawn(policy_of_entropy_avg=2.0), *[drawn(0.9, policy_of_entropy_avg=0.1)] * 3], set()),  # certain, and right
+        ([drawn(objective_of_kl_k3=0.1, objective_of_rlhf_reward=0.4)], {"kl-in-reward"}),  # at once: no trend has to show
+        ([drawn(objective_of_kl_k1=0.1, objective_of_rlhf_reward=0.4)] * 9, set()),
+        ([drawn(objective_of_kl_k3=0.1)] * 9, set()),  # a loss of its own
+        ([drawn(completions_of_mean_length=1.1)] * 3, {"responses-empty"}),
+        ([drawn(completions_of_mean_length=1.0, completions_of_clipped_ratio=1.0)] * 3, {"responses-cut"}),  # one token is the limit
+        ([drawn(completions_of_mean_length=2.0)] * 3, set()),  # an answer of one token, and its end
         ([drawn()] * 9, set()),
     ],
 )
@@ -111,7 +117,7 @@ def test_facts_of_a_step_are_counted() -> None:
     """Two responses share a prompt of two tokens; the padding comes from the layout that is computed."""
     rows = [row([5, 6, 7, 1], [5, 6, 8]), row([9, 9, 1], [9, 9, 2, 1])]
     said = watch.step_facts([Batch(rows=rows, layout=Layout.tree(rows), weights={"loss": 2.0})])
-    assert "2 rows, 4 sequences, 1 microbatches, 14 tokens in 10 positions (4 of shared prompts computed once)" in said
+    assert "2 rows, 4 sequences, 1 microbatch, 14 tokens in 10 positions (4 of shared prompts computed once)" in said
     assert "padding 0.0%, trained on 42.9% of the tokens" in said  # 6 of 14
 
 

@@ -37,8 +37,7 @@ from trueline.run import Sink
 from trueline.sinks import tensorboard_sink, wandb_sink
 from trueline.store import write_atomic
 from trueline.tokens import encode_prompt, load_tokenizer
-from trueline.train import TrainConfig, train
-from trueline.train.api import plan
+from trueline.train import TrainConfig, plan, train
 from trueline.train.config import settle
 from trueline.train.forecast import highest
 from trueline.train.ranks import of_environment

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from trueline.train.api import Plan
+    from trueline.train import Plan
 
 
 def show_plan(plan: Plan, console: Console) -> None:

@@ -122,6 +122,7 @@ def prompt_features(
         return torch.stack([x_LD.float().mean(0) for x_LD in kept.pop().split(lengths)])
 
     try:
-        return np.concatenate(scores_of_rows(decoder, rows, means, max_tokens, False)) if rows else np.zeros((0, decoder.config.hidden_size))
+        found = scores_of_rows(decoder, rows, means, max_tokens, False)
+        return np.concatenate(found) if rows else np.zeros((0, decoder.config.hidden_size))
     finally:
         hook.remove()

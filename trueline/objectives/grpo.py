@@ -123,4 +123,5 @@ class GRPO:
         if self.kl.kl_coef:
             penalty = (float(batch.rows[0].numbers["kl_coef"][0]), self.kl.kl_estimator)
         losses = policy_losses(scores, batch, self.update, self.group.averaging(), penalty)
-        return losses._replace(metrics=losses.metrics | reward_metrics(batch.rows, self.kl, scores.logps_N.device))
+        about = reward_metrics(batch.rows, self.kl, scores.logps_N.device, in_rewards=False)
+        return losses._replace(metrics=losses.metrics | about)

@@ -121,19 +121,17 @@ def response_rewards(row: Row) -> np.ndarray:
 
 
 def reward_metrics(
-    rows: Sequence[Row], penalty: KLPenalty, device: torch.device | str
+    rows: Sequence[Row], penalty: KLPenalty, device: torch.device | str, *, in_rewards: bool = True
 ) -> dict[str, tuple[Tensor, float]]:
-    """TRL's names, means over responses at the time they were drawn. The chosen estimator is in its metric's name."""
+    """TRL's names, means over responses at the time they were drawn. The chosen estimator is in its metric's name. `in_rewards`:
+    the penalty is taken from the rewards; where it is a loss of its own, there is no reward less a penalty."""
     count = float(sum(len(row.ids) for row in rows))
     lost = [float(penalty_T.sum()) for row in rows for penalty_T in row.tokens["penalty"]]
     scores = numbers_of(rows, "score")
     drawn = torch.tensor([-float(logps_T.sum()) for row in rows for logps_T in row.tokens["logps"]])
-    found = {
-        "objective/scores": scores,
-        "objective/rlhf_reward": scores - torch.tensor(lost),
-        "objective/non_score_reward": -torch.tensor(lost),
-        "objective/entropy": drawn,
-    }
+    found = {"objective/scores": scores, "objective/entropy": drawn}
+    if in_rewards:
+        found |= {"objective/rlhf_reward": scores - torch.tensor(lost), "objective/non_score_reward": -torch.tensor(lost)}
     if "kl" in rows[0].numbers:
         coefficients = numbers_of(rows, "kl_coef")
         found |= {"objective/kl": numbers_of(rows, "kl"), "objective/kl_coef": coefficients}

@@ -15,6 +15,7 @@ import functools
 import inspect
 import math
 import re
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from typing import Any
 
@@ -49,14 +50,20 @@ def size(value: Any) -> int:
     return len(value) if isinstance(value, str | list | tuple | dict) else 0
 
 
+class Budget(threading.local):
+    """Steps that are left of a render; whole in a new thread."""
+
+    left: float = STEPS
+
+
 class Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
-    """One per template; renders one conversation at a time."""
+    """One per template; every thread renders one conversation at a time, with a budget of its own."""
 
     intercepted_binops = frozenset({"+", "*", "**", "%"})  # which also keeps jinja from computing them while it compiles
 
     def __init__(self, **options: Any) -> None:
         super().__init__(finalize=self._written, **options)
-        self.left: float = STEPS
+        self._budget = Budget()
         self.filters = {name: self.guarded(name, function) for name, function in self.filters.items()}
         self.filters[LOOP] = jinja2.pass_context(lambda _, values: self._loop(values))  # with a context: never while it compiles
         self.filters[CONCAT] = jinja2.pass_context(lambda _, values: self._concat(values))
@@ -64,11 +71,11 @@ class Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
 
     def begin(self, characters: int) -> None:
         """A new render of a conversation of so many characters, with a whole budget."""
-        self.left = STEPS + PASSES * characters / CHARACTERS
+        self._budget.left = STEPS + PASSES * characters / CHARACTERS
 
     def spend(self, steps: float) -> None:
-        self.left -= steps
-        if self.left < 0:
+        self._budget.left -= steps
+        if self._budget.left < 0:
             raise TooMuch
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:

@@ -11,8 +11,9 @@ import sys
 from types import ModuleType
 from typing import Any
 
-from trueline.train.api import Plan, plan, train
+from trueline.train.api import train
 from trueline.train.config import TrainConfig, override
+from trueline.train.preview import Plan, plan
 
 __all__ = ["Plan", "TrainConfig", "override", "plan", "train"]
 

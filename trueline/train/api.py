@@ -1,13 +1,12 @@
 """`train`: one call from data to a model folder; the same call again goes on where it was stopped.
 
     folder = train(SFT(), "runs/base", "pairs.jsonl", out="runs/sft", learning_rate=1e-4, eval_share=0.05)
-    print(plan(SFT(), "runs/base", "pairs.jsonl", learning_rate=1e-4))           the same, looked at before anything is done
 
     out/  config.json model.safetensors tokenizer.json README.md ...      the model (of an adapter: adapter_model.safetensors ...)
           run.json metrics.jsonl events.jsonl rejects.jsonl ...           the run (run.py; products.json: arithmetic.py)
           checkpoint-500/ ...                                             where it can go on
 
-Left out: what a step does (loop), what is in a checkpoint (checkpoint).
+Left out: what a step does (loop), what is in a checkpoint (checkpoint), a look at it before anything is done (preview).
 """
 
 from __future__ import annotations
@@ -27,16 +26,14 @@ from trueline.models.adapters import without_adapters
 from trueline.models.attention import tree_tokens
 from trueline.models.decoder import Decoder, ScalarModel
 from trueline.models.files import fingerprint as weights_fingerprint
-from trueline.models.files import read_config
 from trueline.objectives.base import Arranges, Objective
 from trueline.objectives.rounds import OnPolicy
 from trueline.protocols import Crew, Rollouts
 from trueline.records import Messages, RolloutConfig, Row
 from trueline.run import Run, Sink
-from trueline.store import adapter_base, fingerprint, local_folder
-from trueline.tokens import Tokenizer, load_tokenizer, preview
+from trueline.store import adapter_base, fingerprint
+from trueline.tokens import Tokenizer, load_tokenizer
 from trueline.tokens.encode import row_key
-from trueline.tokens.preview import Segments
 from trueline.train.adapt import adapt, copy_weights, load_policy, write_policy
 from trueline.train.arithmetic import arithmetic
 from trueline.train.card import write_card
@@ -54,7 +51,8 @@ from trueline.train.ranks import ALONE, Ranks, joined, of_environment
 from trueline.train.reference import live_reference, reference_sampler, with_reference
 from trueline.train.resume import resume
 from trueline.train.rollout_feed import RolloutFeed
-from trueline.train.watch import Watch
+from trueline.train.stopwatch import split
+from trueline.train.watch import Watch, many
 
 Model = Decoder | ScalarModel
 
@@ -97,29 +95,6 @@ class Job:
         if isinstance(self.objective, OnPolicy) and self.config.max_steps == 0:
             return max(1, -(-self.config.row_limit(len(self.rows)) // self.rows_per_round)) * self.objective.rounds.steps
         return self.config.total_steps(len(self.rows), self.ranks.world)
-
-
-@dataclasses.dataclass(frozen=True)
-class Plan:
-    """What a call to `train` would do."""
-
-    verb: str
-    settings: dict[str, Any]
-    """The resolved configuration, flat, the objective's fields included."""
-    numbers: dict[str, int | float]
-    """rows, eval_rows, rows_per_step, steps, warmup_steps, tokens, scored_tokens, positions_per_step, ..."""
-    notes: tuple[str, ...]
-    samples: tuple[list[Segments], ...]
-    """The first rows, decoded: per sequence its stretches of (text, trained on)."""
-
-    def __str__(self) -> str:
-        lines = [*self.notes, *(f"{name} = {value}" for name, value in {**self.settings, **self.numbers}.items())]
-        for number, row in enumerate(self.samples, 1):
-            for sequence in row:
-                lines.append(
-                    f"sample {number}: " + "".join(f"[{text}]" if scored else text for text, scored in sequence)
-                )
-        return "\n".join(lines)
 
 
 def train(
@@ -173,9 +148,9 @@ def _run(
 ) -> Path:  # fmt: skip
     objective, ranks = job.objective, job.ranks
     policy = load_policy(objective.verb, objective.head, model, job.tokenizer, job.config.seed)
-    refuse_misfit(_decoder(policy).config, (*job.rows, *job.held), job.tokenizer, job.drawn_tokens)
+    refuse_misfit(decoder_of(policy).config, (*job.rows, *job.held), job.tokenizer, job.drawn_tokens)
     method = {"method": objective.verb} | dataclasses.asdict(objective)  # type: ignore[call-overload]
-    base = str(model) if isinstance(model, str | Path) else _decoder(policy).source
+    base = str(model) if isinstance(model, str | Path) else decoder_of(policy).source
     start = weights_fingerprint(policy)
     learner = learner_of(objective, policy, job.tokenizer)  # before the adapter: a critic's copy of the policy has none
     adapted = adapt(policy, job.config, base)
@@ -208,7 +183,7 @@ def _run(
         if objective.head == "tokens" and job.tokenizer is not None and job.drawing is None:
             Watch(run.warn).rows(job.rows, job.tokenizer.stop_ids)
         seed_everything(job.config.seed)
-        _decoder(policy).activation_checkpointing = job.config.gradient_checkpointing
+        decoder_of(policy).activation_checkpointing = job.config.gradient_checkpointing
         learner.to(ranks.place(job.config.device))
         crew = with_critic(crew, learner, job.config, run.event)
         crew = with_corpus(crew, objective, job.tokenizer, job.config, run.event)
@@ -242,6 +217,8 @@ def _run(
         crew.refresh(policy, f"step-{state.step}")
         state = run_loop(objective, learner, optimizer, feed, crew, job.config, run, state, write_model=write_model,
                          eval_rows=() if evaluation else job.held, draw=draw, ranks=ranks, evaluation=evaluation)  # fmt: skip
+        if spent := split(run.folder / "metrics.jsonl"):
+            run.event(spent)
         if job.config.save.load_best_model_at_end and state.best_step not in (0, state.step):
             copy_weights(policy, run.folder / f"checkpoint-{state.best_step}")
             run.event(f"the model is that of step {state.best_step}, best by {job.config.evals.metric_for_best_model}")
@@ -251,53 +228,6 @@ def _run(
             run.finish({"steps": state.step, "num_tokens": state.num_tokens, **state.last_eval})
         ranks.gather("written")
     return run.folder
-
-
-def plan(
-    objective: Objective,
-    model: str | Path | Model,
-    rows: Data,
-    *,
-    tokenizer: Tokenizer | None = None,
-    eval_rows: Data | None = None,
-    config: TrainConfig | None = None,
-    drawing: RolloutConfig | None = None,
-    samples: int = 3,
-    **overrides: Any,
-) -> Plan:
-    """What `train` would do with the same arguments. It loads no weights and writes nothing; of a hub id it fetches the config
-    and the tokenizer, and says what `train` would fetch."""
-    job = resolve(objective, model, rows, eval_rows, tokenizer, config, overrides, None, drawing)
-    job = dataclasses.replace(job, ranks=of_environment())
-    notes = job.notes
-    if isinstance(model, str | Path):
-        folder = local_folder(model, "config")
-        refuse_misfit(read_config(folder)[0], (*job.rows, *job.held), job.tokenizer, job.drawn_tokens)
-        for name in (str(model), adapter_base(folder)):
-            if name and not Path(name).is_dir():
-                notes += (f"the weights of {name} are on the hub: training fetches them, unless that was done before",)
-    else:
-        refuse_misfit(_decoder(model).config, (*job.rows, *job.held), job.tokenizer, job.drawn_tokens)
-    sizes = [tree_tokens(row) for row in job.rows]
-    numbers: dict[str, int | float] = {
-        "rows": len(job.rows),
-        "eval_rows": len(job.held),
-        "rows_per_step": job.rows_per_step,
-        "steps": job.total_steps,
-        "warmup_steps": warmup_of(job.config.optim, job.total_steps),
-        "tokens": sum(row.num_tokens for row in job.rows),
-        "scored_tokens": sum(int(scored.sum()) for row in job.rows for scored in row.scored),
-        "positions": sum(sizes),
-        "longest_row": max(sizes),
-        "positions_per_step": round(sum(sizes) / len(sizes) * job.rows_per_step),
-    }
-    shown = tuple(preview(row, job.tokenizer) for row in job.rows[:samples]) if job.tokenizer is not None else ()
-    settings = dataclasses.asdict(objective) | flatten(job.config)  # type: ignore[call-overload]
-    if isinstance(objective, OnPolicy) and job.drawing is not None:
-        settings |= dataclasses.asdict(job.drawing)
-        numbers["responses_per_round"] = job.rows_per_round * job.drawing.num_generations
-        numbers["steps_per_round"] = objective.rounds.steps
-    return Plan(objective.verb, settings, numbers, notes, shown)
 
 
 def resolve(
@@ -313,7 +243,7 @@ def resolve(
 ) -> Job:
     """Options and data of a call, all read and encoded."""
     config, drawing = settle(objective, config, drawing, overrides)
-    folder = str(model) if isinstance(model, str | Path) else _decoder(model).source
+    folder = str(model) if isinstance(model, str | Path) else decoder_of(model).source
     has_none = Path(folder).is_dir() and not (Path(folder) / "tokenizer.json").is_file() and not adapter_base(folder)
     if tokenizer is None and folder and not has_none:
         tokenizer = load_tokenizer(folder)
@@ -364,22 +294,23 @@ def describe(job: Job) -> str:
     direction = "more" if config.evals.maximize else "less"
     best = f"; the best step is by {config.evals.metric_for_best_model}, {direction} is better" if job.held else ""
     ranks = f" x {job.ranks.world} processes" if job.ranks.world > 1 else ""
-    drawn, kind = "", "rows"
+    drawn, kind = "", "row"
     if isinstance(job.objective, OnPolicy) and job.drawing is not None:
-        kind = "prompts"
+        kind, drawing = "prompt", job.drawing
         drawn = (
-            f"; a round draws {job.drawing.num_generations} responses to each of {job.rows_per_round} prompts, at most "
-            f"{job.drawing.max_completion_length} tokens at temperature {job.drawing.temperature:g}, for {job.objective.rounds.steps} steps"
+            f"; a round draws {many(drawing.num_generations, 'response')} to each of {many(job.rows_per_round, 'prompt')}, at most "
+            f"{many(drawing.max_completion_length, 'token')} at temperature {drawing.temperature:g}, for "
+            f"{many(job.objective.rounds.steps, 'step')}"
         )
     return (
-        f"{job.objective.verb}: {steps:,} steps of {job.rows_per_step} {kind} ({config.per_device_train_batch_size} x "
+        f"{job.objective.verb}: {many(steps, 'step')} of {many(job.rows_per_step, kind)} ({config.per_device_train_batch_size} x "
         f"{config.gradient_accumulation_steps}{ranks}, at most {config.max_tokens_per_batch:,} positions at a time), learning rate "
-        f"{config.optim.learning_rate:g} {config.optim.lr_scheduler_type}, warm-up {warmup_of(config.optim, steps)} steps, "
+        f"{config.optim.learning_rate:g} {config.optim.lr_scheduler_type}, warm-up {many(warmup_of(config.optim, steps), 'step')}, "
         f"{precision} on {config.device}, seed {config.seed}{best}{drawn}"
     )
 
 
-def _decoder(model: Model) -> Decoder:
+def decoder_of(model: Model) -> Decoder:
     return model.decoder if isinstance(model, ScalarModel) else model
 
 

@@ -77,13 +77,14 @@ class SaveConfig:
     """Checkpoints."""
 
     save_steps: int = 500
-    """A checkpoint every so many steps; 0 saves none but the best one, and on SIGTERM and Ctrl-C."""
+    """A checkpoint every so many steps; 0 saves none but the best one, on SIGTERM and Ctrl-C, and when a round fails."""
     save_total_limit: int = 2
     """Checkpoints kept (the best one comes on top); 0 keeps all."""
     load_best_model_at_end: bool = False
     """Finish with the weights of the best checkpoint instead of the last ones."""
     reference_cache: str = ""
-    """Folder of reference log-probs, shared by runs; empty: `.reference` beside the run's folder."""
+    """Folder of reference log-probs of stored rows, shared by runs; empty: `.reference` beside the run's folder. Methods that draw
+    their own responses keep none: each is scored once."""
 
     def __post_init__(self) -> None:
         refuse_outside(self, 0, "save_steps", "save_total_limit")
@@ -158,7 +159,8 @@ class TrainConfig:
     num_train_epochs: float = 1.0
     """Passes over the rows; not used when max_steps is given."""
     per_device_train_batch_size: int = 8
-    """Most rows per microbatch. Rows per step = this times gradient_accumulation_steps times the number of processes."""
+    """Most rows per microbatch. Rows per step = this times gradient_accumulation_steps times the number of processes. A row is a
+    prompt with its num_generations responses where the method draws them."""
     gradient_accumulation_steps: int = 1
     """Multiplies the rows per step; the gradient is that of one batch of all of them."""
     max_tokens_per_batch: int = 8192

@@ -39,6 +39,7 @@ from trueline.train.data import Data
 from trueline.train.feed import StoredFeed
 from trueline.train.footprint import Sketch, clock, footprint, largest, one_step, sketch_of, steps_of, up_to
 from trueline.train.optim import adamw
+from trueline.train.watch import many
 
 Settings = dict[str, int]
 """Options by their flat names."""
@@ -103,9 +104,9 @@ class Forecast:
         lines = [self.about, *(f"{size / MEGABYTE:9,.0f} MB  {name}" for name, size in self.parts.items())]
         lines.append(f"{self.peak / MEGABYTE:9,.0f} MB  at the peak")
         if self.seconds is None:
-            lines.append(f"{'?':>9} min {self.steps:,} steps: too large to try one here")
+            lines.append(f"{'?':>9} min {many(self.steps, 'step')}: too large to try one here")
         else:
-            lines.append(f"{self.seconds / 60:9,.1f} min {self.steps:,} steps, {self.seconds / self.steps:.2g} s each")
+            lines.append(f"{self.seconds / 60:9,.1f} min {many(self.steps, 'step')}, {self.seconds / self.steps:.2g} s each")
         return "\n".join(lines)
 
     def advice(self) -> str:

@@ -7,7 +7,7 @@
         log                                means since the last line
       evaluate, draw samples, save         on round boundaries
 
-Left out: what a step computes (step), what ranks tell one another (ranks), what a checkpoint is (checkpoint).
+Left out: what a step computes (step), what ranks tell one another (ranks), when a checkpoint is saved (keeper).
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from trueline.objectives.base import Budget, Objective
 from trueline.protocols import Crew
 from trueline.records import Row
 from trueline.run import Run
-from trueline.train.checkpoint import prune_checkpoints, save_checkpoint
 from trueline.train.config import TrainConfig
 from trueline.train.evaluate import evaluate, refuse_unknown_metric
 from trueline.train.feed import Feed
+from trueline.train.keeper import Keeper
 from trueline.train.optim import Optimizer, learning_rate
 from trueline.train.ranks import ALONE, Ranks
 from trueline.train.signals import stop_signals
@@ -65,9 +65,9 @@ def run_loop(
     `evaluation` says how good the policy is; by default the objective's loss and metrics on `eval_rows` do.
     """
     budget = Budget(rows=config.per_device_train_batch_size, tokens=config.max_tokens_per_batch)
-    rounds, saved, logged = iter(feed), state.step, (time.monotonic(), state.num_tokens)
-    watch, begun = Watch(run.warn), False
-    clock = Stopwatch()
+    rounds, logged = iter(feed), (time.monotonic(), state.num_tokens)
+    watch, begun, clock = Watch(run.warn), False, Stopwatch()
+    keeper = Keeper(run, model, optimizer, feed, write_model, config.save, ranks, state)
     if evaluation is None and eval_rows:
         evaluation = partial(evaluate, objective, model, eval_rows, crew, config.bf16, budget, ranks)
     refuse_unknown_metric(objective, model, eval_rows, crew, budget, config.evals.metric_for_best_model)
@@ -82,9 +82,12 @@ def run_loop(
         run.log(state.step, means | place | clock.take(), counts)
         watch.metrics(means)
 
-    with stop_signals() as stopping, run.progress(state.total_steps, objective.verb, start=state.step) as bar:
+    with stop_signals() as stopping, run.progress(state.total_steps, objective.verb, start=state.step) as bar, keeper.rescue():
         model.train()
-        while not state.ended and (rows := next(rounds, None)) is not None:
+        while not state.ended:
+            keeper.begin()
+            if (rows := next(rounds, None)) is None:
+                break
             start, report = state.step, feed.report()
             state.note(report.sums)
             clock.begin(report.seconds)
@@ -107,7 +110,9 @@ def run_loop(
                 clock.lap("learning")
                 if state.step % config.logging_steps == 0 or state.step == state.total_steps:
                     log_window()
-                step = None if state.ended else following(steps, sums)  # it may end in the middle of a round
+                step = following(steps, sums)
+                if state.ended:
+                    state.inside_round, step = step is not None, None
             crew.refresh(policy_of(model), f"step-{state.step}")
 
             evals, passed = config.evals, (start, state.step)
@@ -130,12 +135,8 @@ def run_loop(
                 watch.samples(samples, state.step / state.total_steps)
                 model.train()
             stop = ranks.agree_to_stop(stopping)
-            if (wants_save or stop or (state.ended and config.save.save_steps > 0)) and saved < state.step:
-                if ranks.first:
-                    save_checkpoint(run.folder, model, optimizer, state, feed.state(), write_model)
-                    prune_checkpoints(run.folder, config.save.save_total_limit, state.best_step, state.step)
-                saved = state.step
-                ranks.gather("saved")  # nobody goes on, or ends, before it is there
+            if wants_save or stop or (state.ended and config.save.save_steps > 0):
+                keeper.keep()
             if stop and not state.ended:
                 where = f"after step {state.step} of {state.total_steps}"
                 run.event(f"stopped by {signal.Signals(stop).name} {where}; the same command goes on")

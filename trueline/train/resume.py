@@ -5,10 +5,12 @@ Left out: what a checkpoint holds (checkpoint), what must be equal for a run to 
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from trueline.models.value import ActorCritic
-from trueline.run import Run
+from trueline.run import Run, read_json
 from trueline.train.adapt import Model, copy_weights
-from trueline.train.checkpoint import checkpoints, load_checkpoint, newest_checkpoint
+from trueline.train.checkpoint import checkpoints, is_complete, load_checkpoint, newest_checkpoint
 from trueline.train.config import OptimConfig
 from trueline.train.feed import Feed
 from trueline.train.optim import Optimizer, warmup_of
@@ -26,6 +28,7 @@ def resume(run: Run, model: Model | ActorCritic, optimizer: Optimizer, feed: Fee
             )
         run.truncate(0)
         return TrainState(warmup_steps=warmup_of(optim, total), total_steps=total)
+    path = whole_round(run, path, total)
     copy_weights(model, path)
     state, position = load_checkpoint(path, model, optimizer)
     feed.load(position)
@@ -35,7 +38,22 @@ def resume(run: Run, model: Model | ActorCritic, optimizer: Optimizer, feed: Fee
             f"for {total}: give max_steps = {state.total_steps}, or train {path} further with another --out "
             "(only lr_scheduler_type constant can be extended)"
         )
-    state.total_steps = total
+    state.total_steps, state.inside_round = total, False
     run.truncate(state.step)
     run.event(f"goes on from {path.name} of {total} steps")
     return state
+
+
+def whole_round(run: Run, newest: Path, total: int) -> Path:
+    """The checkpoint to go on from to more steps than were planned: where the newest one lies inside a round of drawn responses, of
+    which no checkpoint holds any, the one at the beginning of that round."""
+    about = read_json(newest / "trainer_state.json", state=dict)["state"]
+    if not about.get("inside_round") or total <= about["total_steps"]:
+        return newest
+    for step, path in checkpoints(run.folder):
+        earlier = step < about["step"] and is_complete(path)
+        if earlier and not read_json(path / "trainer_state.json", state=dict)["state"].get("inside_round"):
+            run.event(f"{newest.name} lies inside a round, so the steps since {path.name} are taken again, with the same responses")
+            return path
+    run.event(f"{newest.name} lies inside a round, and no checkpoint is older: the responses that were left of it are not learned from")
+    return newest

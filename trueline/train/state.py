@@ -28,6 +28,8 @@ class TrainState:
     evaluations_without_gain: int = 0
     last_eval: dict[str, float] = field(default_factory=dict)
     stopped_early: bool = False
+    inside_round: bool = False
+    """Whether it ended before the last step of a round: what was left of it is nowhere."""
     memory: dict[str, float] = field(default_factory=dict)
     """Crew.memory: what the objective remembers from round to round."""
 

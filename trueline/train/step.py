@@ -120,4 +120,7 @@ def refuse_nonfinite(sums: Sums, step: Sequence[Batch], number: int, folder: Pat
         if ranks.first:
             keep_rows(path, [row for batch in step for row in batch.rows])
         ranks.gather("kept")
-        raise ValueError(f"step {number} has loss {loss} and gradient norm {norm}: not taken; its rows are in {path}")
+        raise ValueError(
+            f"step {number} has loss {loss} and gradient norm {norm}: not taken; its rows are in {path}; train the last checkpoint "
+            "further with another --out and a lower learning_rate, and without bf16"
+        )

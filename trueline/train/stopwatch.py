@@ -2,6 +2,7 @@
 
     clock.begin(report.seconds)      a round is here; what its feed took
     clock.lap("scoring")             what passed since the last lap
+    split(metrics.jsonl)             the whole run's, in a sentence
     clock.take()                     {"time/sampling": 3.1, "time/scoring": 0.4, "time/learning": 1.7}, seconds since the last call
 
 Of stored rows nothing is told: they cost no time. Kept outside the state of a run: a checkpoint holds no clock.
@@ -10,7 +11,11 @@ Of stored rows nothing is told: they cost no time. Kept outside the state of a r
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Mapping
+from pathlib import Path
+
+from trueline.run import read_lines
 
 
 class Stopwatch:
@@ -38,3 +43,14 @@ class Stopwatch:
         found = {f"time/{name}": value for name, value in self._seconds.items()}
         self._seconds = dict.fromkeys(self._seconds, 0.0)
         return found
+
+
+def split(metrics: Path) -> str:
+    """Where the time of a run went so far, by what its lines say; nothing where they tell no times."""
+    seconds: Counter[str] = Counter()
+    for line in read_lines(metrics) if metrics.exists() else []:
+        seconds.update({name.removeprefix("time/"): value for name, value in line.items() if name.startswith("time/") and value})
+    if not seconds:
+        return ""
+    total = seconds.total()
+    return "time: " + ", ".join(f"{name} {spent:,.1f} s ({spent / total:.0%})" for name, spent in seconds.items())

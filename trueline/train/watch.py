@@ -28,12 +28,15 @@ PAGE = "Warnings of a run"
 ADVICE = {
     "stop-token-never-trained": "look at --dry_run and trueline tokenizer lint, and raise max_length where rows are cut",
     "both-log-probs-fall": "lower learning_rate or the epochs, raise objective.beta, or train on the chosen responses first",
+    "kl-in-reward": "give --objective.kl_estimator k1, or take a method with the KL as a loss (grpo)",
     "responses-never-end": "look at samples.jsonl, and see whether rows are cut or end without a stop token",
-    "rewards-all-equal": "look at samples.jsonl and at the judge, raise num_generations or temperature, or start from a better model",
+    "responses-empty": "see what the judge gives an empty response, lower learning_rate, and go back to a checkpoint before this",
+    "rewards-all-equal": "try the judge on two responses by hand (--sample_steps 1 shows some), raise num_generations or "
+    "temperature, or start from a better model",
     "responses-cut": "raise max_completion_length, or tune the model on responses that end first (trueline sft)",
     "kl-runs-away": "lower learning_rate or the steps per round, or raise objective.kl_coef; a checkpoint before this is better",
     "policy-collapses": "lower learning_rate (by ten, to begin with) and go back to the start or to a checkpoint before this",
-    "responses-lengthen": "read samples.jsonl: if the judge likes length, raise objective.kl_coef or judge by another rule",
+    "responses-lengthen": "read some (--sample_steps 1): if the judge likes length, raise objective.kl_coef or judge by another rule",
 }
 LINES = 3
 """Log lines in a row that must agree before a trend is one."""
@@ -54,10 +57,12 @@ class Watch:
     def metrics(self, line: Mapping[str, float]) -> None:
         self.lines.append(line)
         self._say("both-log-probs-fall", displaced(list(self.lines)))
+        self._say("kl-in-reward", pushes(line))
         if "reward" in line:
             self.rounds = [*self.rounds[:1], *self.rounds[1:][1 - LINES :], line]
             first, *last = self.rounds
             self._say("rewards-all-equal", flat(self.rounds[-LINES:]))
+            self._say("responses-empty", empty(self.rounds[-LINES:]))
             self._say("responses-cut", cut_off(self.rounds[-LINES:]))
             self._say("kl-runs-away", runs_away(self.rounds[-LINES:]))
             self._say("responses-lengthen", lengthened(first, last))
@@ -110,11 +115,29 @@ def _without_reference(line: Mapping[str, float]) -> bool:
     return bool(np.isclose(chosen * of_rejected, rejected * of_chosen, rtol=1e-4, atol=0.0))
 
 
+def pushes(line: Mapping[str, float]) -> str:
+    """Whether the KL that is taken from the rewards is one whose optimum is not near the reference."""
+    found = [name[-2:] for name in ("objective/kl_k2", "objective/kl_k3") if name in line and "objective/rlhf_reward" in line]
+    if not found:
+        return ""
+    return f"kl_estimator {found[0]} in the reward does not pull to the reference: what has become less likely is made less likely still"
+
+
 def flat(lines: Sequence[Mapping[str, float]]) -> str:
     """Whether no prompt had two responses of different reward: there is nothing to learn from."""
     if len(lines) < LINES or any(line.get("frac_reward_zero_std", 0.0) < 1 for line in lines):
         return ""
     return f"all responses to a prompt have the same reward, for every prompt of {LINES} log lines (mean reward {lines[-1]['reward']:.3g})"
+
+
+def empty(lines: Sequence[Mapping[str, float]]) -> str:
+    """Whether most responses are nothing but their end token, which is one token of their length."""
+    names = ("completions/mean_length", "completions/clipped_ratio")
+    if len(lines) < LINES or any(name not in line for line in lines for name in names):
+        return ""
+    if any(line[names[0]] >= 1.5 or line[names[1]] >= 0.5 for line in lines):
+        return ""
+    return f"most of the drawn responses are empty: {lines[-1][names[0]]:.2g} tokens on average, the end token included"
 
 
 def cut_off(lines: Sequence[Mapping[str, float]]) -> str:
@@ -172,6 +195,11 @@ def endless(samples: Sequence[Mapping[str, Any]]) -> str:
     return f"none of the {len(reasons)} responses drawn on the way ended by itself: all ran into the limit of their length"
 
 
+def many(number: int, noun: str) -> str:
+    """ "1 step", "2 steps", "1,024 steps"."""
+    return f"{number:,} {noun}" + ("" if number == 1 else "es" if noun.endswith("ch") else "s")
+
+
 def step_facts(step: Sequence[Batch]) -> str:
     """What one optimizer step computes, counted in its batches."""
     rows = [row for batch in step for row in batch.rows]
@@ -182,6 +210,6 @@ def step_facts(step: Sequence[Batch]) -> str:
     tokens = sum(row.num_tokens for row in rows)
     shared = f" ({tokens - needed:,} of shared prompts computed once)" if tokens > needed else ""
     return (
-        f"first step: {len(rows):,} rows, {sequences:,} sequences, {len(step):,} microbatches, {tokens:,} tokens in "
+        f"first step: {many(len(rows), 'row')}, {many(sequences, 'sequence')}, {many(len(step), 'microbatch')}, {tokens:,} tokens in "
         f"{positions:,} positions{shared}; padding {1 - needed / positions:.1%}, trained on {scored / tokens:.1%} of the tokens"
     )
