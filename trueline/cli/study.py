@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -14,8 +14,8 @@ from rich.table import Table
 from trueline.align.llm_judge import LLMJudge
 from trueline.align.verifiers import answers_of
 from trueline.align.votes import StoredVotes
-from trueline.cli.judge import judge_named
-from trueline.cli.places import BASE, COLUMNS, DATA, MODEL, column_names, model_folder, say_read
+from trueline.cli.judge import LLMOptions, judge_named
+from trueline.cli.places import BASE, COLUMNS, DATA, JUDGES, MODEL, column_names, model_folder, say_read
 from trueline.protocols import Judge
 from trueline.records import Comparison, Conversation
 from trueline.rows import read_prompts, read_rows
@@ -43,9 +43,10 @@ class Study:
     of an option are several points of its frontier; the first one is what the method is tuned and compared at."""
     out: Annotated[Path, tyro.conf.arg(metavar="DIR")]
     """Folder of the report and of everything that was trained."""
-    judge: Annotated[str, tyro.conf.arg(metavar="FILE.py:FUNCTION|DIR|exact_answer|...", help_behavior_hint="(optional)")] = ""
-    """Who gives the scores that count: a Python function of prompt and response, a check of what is right, or a reward model. Without
-    one, a reward model learns from comparisons that no method sees."""
+    judge: Annotated[str, tyro.conf.arg(metavar=JUDGES, help_behavior_hint="(optional)")] = ""
+    """Who says how good an answer is: a Python function of prompt and response, a check of what is right, a reward model, a language model
+    behind a URL (with --judge_model), or stored votes. One that compares is asked whether an answer beats the start's. Without a judge, a
+    reward model learns from comparisons that no method sees."""
     reward: Annotated[str, tyro.conf.arg(metavar="learned|judge|DIR")] = "learned"
     """What chooses among draws and drives methods that draw their own responses: a reward model that learns from the training
     comparisons, the judge itself, or a reward model that you have."""
@@ -59,6 +60,8 @@ class Study:
     """Equal for every method."""
     settings: Annotated[Settings, tyro.conf.arg(name=""), tyro.conf.OmitArgPrefixes] = field(default_factory=Settings)
     """Training and measuring."""
+    llm: Annotated[LLMOptions, tyro.conf.arg(name=""), tyro.conf.OmitArgPrefixes] = field(default_factory=LLMOptions)
+    """A language model as judge."""
 
     def run(self) -> None:
         """Compare, or say what would be compared."""
@@ -75,7 +78,7 @@ class Study:
         if self.dry_run:
             tables = preview(
                 folder, pairs or unjudged(prompts), arms, self.budget, self.settings, judged=bool(self.judge), reward=self.reward,
-                drawn=not pairs,
+                drawn=not pairs, form=self.form(), bound=self.llm.max_requests,
             )  # fmt: skip
             for title, table in tables:
                 console.print(title, markup=False)
@@ -94,17 +97,20 @@ class Study:
         )  # fmt: skip
         console.print(f"report: {report}", markup=False)
 
+    def form(self) -> str:
+        """How a judge is asked, where that is counted (study.contest.bill)."""
+        kind = self.judge.partition(":")[0]
+        return self.llm.judge_form if kind in ("http", "https") else "votes" if kind == "votes" else ""
+
     def judging(self, prompts: Sequence[Conversation]) -> tuple[Judge | None, str]:
         """The judge, and what names it: a changed file or another answer is another judge."""
         if not self.judge:
             return None, ""
         answers = answers_of(prompts)
-        judge = judge_named(self.judge, self.settings.max_length, self.settings.device, answers=answers)
+        llm = replace(self.llm, judge_cache=self.llm.judge_cache or self.out / "verdicts.sqlite")
+        judge = judge_named(self.judge, self.settings.max_length, self.settings.device, answers=answers, llm=llm)
         if isinstance(judge, LLMJudge | StoredVotes):
-            raise ValueError(
-                f"--judge {self.judge} compares responses with one another, and a study needs a score that each has by itself: "
-                "let trueline judge write comparisons with it, and give those as --data"
-            )
+            return judge, f"{judge.name.replace(' ', '_')} {judge.fingerprint[:16]}"
         known = [answers[key] for key in sorted(answers)]
         names = [Path(part.rpartition("=")[0] or part) for part in self.judge.split(",")]
         files = [directory_fingerprint(path) for path in names if path.is_dir()]

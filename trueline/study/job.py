@@ -2,7 +2,8 @@
 
     split -> reward models -> budget -> trials (tuning prompts) -> policies of every seed -> measured (report prompts) -> report
 
-    out/  report.html  results.json  answers.jsonl  frontier.csv  matrix.csv  seconds.json  plan.json  cells/  run.json  events.jsonl
+    out/  report.html  results.json  answers.jsonl  frontier.csv  matrix.csv  differences.csv  arms.csv
+          plan.json  seconds.json  spent.json  cells/  run.json  events.jsonl
 
 The same command goes on where it was stopped; another command uses what it shares with what is there. Left out: methods (objectives),
 what training is (train), the page (report).

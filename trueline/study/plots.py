@@ -42,7 +42,7 @@ def frontier_plot(results: Mapping[str, Any], paint: Paint) -> str:
     label_ends(axes, results, paint)
     axes.margins(0.12)
     axes.set_xlabel("KL from the start (nats per answer)")
-    axes.set_ylabel("reward")
+    axes.set_ylabel("wins against the start" if results["judge"]["compares"] else "reward")
     return to_svg(figure)
 
 
@@ -78,7 +78,7 @@ def gain_plot(results: Mapping[str, Any], paint: Paint) -> str:
     axes.axvline(0, color=INK, lw=0.8, ls="--")
     axes.set_yticks([-place for place in range(len(found))], [one["b"] if one["a"] == START else one["a"] for one in found])
     axes.margins(y=0.25)
-    axes.set_xlabel("reward less the start's")
+    axes.set_xlabel("wins against the start, less a half" if results["judge"]["compares"] else "reward less the start's")
     return to_svg(figure)
 
 

@@ -17,6 +17,8 @@ from trueline.store import local_folder
 from trueline.study.arms import Arm
 from trueline.study.budget import share_of, tokens_per_update
 from trueline.study.cells import Cells
+from trueline.study.contest import bill
+from trueline.study.drawn import responses_of
 from trueline.study.rows import Parts, records_of, split
 from trueline.study.settings import Budget, Settings
 from trueline.study.training import Bench, Material, generations
@@ -31,9 +33,10 @@ PROBED = ("updates", "positions each")
 
 def preview(
     model: str | Path, pairs: Sequence[Comparison], arms: Sequence[Arm], budget: Budget, settings: Settings, *, judged: bool, reward: str,
-    drawn: bool = False,
+    drawn: bool = False, form: str = "", bound: int = 0,
 ) -> list[tuple[str, Table]]:
-    """(title, rows) of each table. `drawn`: the responses are not there yet (study.drawn)."""
+    """(title, rows) of each table. `drawn`: the responses are not there yet (study.drawn). `form`, `bound`: of a judge that is
+    asked in verdicts or ratings (study.contest.bill)."""
     budget = budget.resolved()
     parts = split(pairs, needs_judge=not judged)
     start = local_folder(model, "tokenizer")
@@ -59,7 +62,13 @@ def preview(
     work: Table = [{"policies measured": f"{measured:,}", "trials": f"{trials:,}", "answers to draw": f"{answers:,}",
                     "tokens, at most": f"{answers * settings.max_new_tokens:,}"}]  # fmt: skip
     tables = [("prompts by use", sides), (f"policies to train, {budget} each", cells), ("measuring", work)]
-    return [*tables[:2], *([("reward models to train", rewards)] if rewards else []), tables[2]]
+    if form:
+        owed = bill(
+            arms, settings, form=form, answered=answered, tuned=tuned, bound=bound, responses=responses_of(settings),
+            prompts=sum(len(parts.prompts(side)) for side in ("train", "tuning", "report")) if drawn else 0,
+        )  # fmt: skip
+        tables.append(("the judge", owed.checked().table()))
+    return [*tables[:2], *([("reward models to train", rewards)] if rewards else []), *tables[2:]]
 
 
 def cell_row(bench: Bench, arm: Arm, parts: Parts, budget: Budget, drawn: bool) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from typing import Any
 from trueline.store import write_atomic
 from trueline.study.page import STYLE, percent
 from trueline.study.plots import calibration_plot, colours, cost_plot, frontier_plot, gain_plot, over_optimisation_plot
+from trueline.study.verdict import START
 
 MORE_STYLE = """
 .verdict{background:var(--card);border:1px solid var(--line);border-radius:10px;padding:1rem 1.2rem;margin:1rem 0}
@@ -33,12 +34,15 @@ def page(results: Mapping[str, Any], seconds: Mapping[str, Any]) -> str:
     """The whole HTML text."""
     paint = colours(results)
     plots = [
-        ("Reward against distance", frontier_plot(results, paint), FRONTIER_NOTE),
-        ("What each method gains", gain_plot(results, paint), "Reward less the start's, with intervals that hold together."),
-        ("What training costs", cost_plot(results, paint), "Million token positions; a forward counts a third."),
+        (f"{worth(results)} against distance", frontier_plot(results, paint), FRONTIER_NOTE),
+        ("What each method gains", gain_plot(results, paint), GAIN_NOTE),
+        ("What training costs", cost_plot(results, paint), "Million token positions; one that is only read or drawn counts a third."),
     ]  # fmt: skip
     if any(point["learned_gain_sd"] for point in results["points"]):
-        note = "Gain in standard deviations of the start's answers: solid by the judge, dashed by the reward model that drives."
+        note = (
+            "Gain over the start in standard deviations of its answers: solid by the judge, dashed by the reward model that drives. "
+            "Where the dashed line rises and the solid one does not, the reward model is being pleased, not the judge."
+        )
         plots.append(("Learned against true reward", over_optimisation_plot(results, paint), note))
     if results["calibration"]:
         note = "Share of the report part's preferences that a reward model gets right, by its own confidence."
@@ -55,20 +59,25 @@ def page(results: Mapping[str, Any], seconds: Mapping[str, Any]) -> str:
 <h2>Side by side</h2>{arm_table(results, seconds, paint)}<p class="note">{html.escape(legend(results))}</p>
 <div class="plots">{figures}</div>
 <h2>Who wins against whom</h2>{matrix_table(results, paint)}
-<p class="note">{MATRIX_NOTE}</p>
+<p class="note">{MATRIX_NOTE} {html.escape(judge_note(results, seconds))}</p>
 <h2>Cost</h2>{cost_table(results, seconds, paint)}<p class="note">{html.escape(COST_NOTE)}</p>
 <h2>Tuning</h2>{trial_table(results, paint)}
-<h2>Answers</h2><p class="note">{len(results["samples"])} prompts of the report part, drawn by their hash; each answer with its score.</p>
+<h2>Answers</h2><p class="note">{len(results["samples"])} prompts of the report part, drawn by their hash; each answer with
+{"what the judge said of it against another answer of the start" if results["judge"]["compares"] else "its score"}.</p>
 {sample_blocks(results, paint)}
 <h2>How it was made</h2><details><summary>Data, settings, calibration</summary>{settings_table(results)}</details>
 </main></body></html>
 """
 
 
-FRONTIER_NOTE = "Every policy on its way: KL from the start, and the judge's reward. Large: the policies that are compared."
+FRONTIER_NOTE = (
+    "Up is better, left is closer to the start. Every policy on its way, from the start to its last update; large: those that are "
+    "compared. Of two that are equally high the left one keeps more of what the start could do."
+)
+GAIN_NOTE = "Right of the dashed line: better than the start. The intervals hold together."
 MATRIX_NOTE = (
-    "How often the answer of the row is scored above that of the column, to the same prompts; a tie counts half. Intervals are 95%; "
-    "a tint says that the interval leaves out one half."
+    "How often the answer of the row is better than that of the column, to the same prompts with different luck; a tie counts half. "
+    "A tint says that the interval leaves out one half; all intervals hold together."
 )
 COST_NOTE = (
     "Thousand token positions of one policy at the main setting, means over seeds; a prompt that several responses share counts once. "
@@ -98,22 +107,50 @@ def setting(results: Mapping[str, Any]) -> str:
     )
 
 
+def worth(results: Mapping[str, Any]) -> str:
+    """What the judge's figure is called."""
+    return "Wins against the start" if results["judge"]["compares"] else "Reward"
+
+
+def judge_note(results: Mapping[str, Any], seconds: Mapping[str, Any]) -> str:
+    """How a judge that compares did, and what asking cost."""
+    judge, spent = results["judge"], seconds.get("(judge)")
+    found = []
+    if judge["compares"]:
+        found.append(
+            f"Pairs shown to the judge: {judge['pairs'] - judge['equal']:,}, and {judge['equal']:,} of equal answers, which are ties "
+            f"without a question. With no verdict: {judge['none']:,}, which count for nothing."
+        )
+        if judge.get("consistency") is not None:
+            found.append(f"Asked in both orders, it agreed with itself on {percent(judge['consistency'])}; else the pair is a tie.")
+        if not judge["between"]:
+            found.append("Methods against one another were not asked about: --max_requests has no room for it.")
+    if spent:
+        asked = f"{spent['requests']:,} requests of {spent['tokens']:,} tokens"
+        found.append(f"Judging took {asked}, tuning included, and {spent['from_cache']:,} answers that were kept.")
+    return " ".join(found)
+
+
 def arm_table(results: Mapping[str, Any], seconds: Mapping[str, Any], paint: Mapping[str, str]) -> str:
     """One row per arm at its main setting."""
-    head = (
-        "<tr><th>Method</th><th>Reward</th><th>Gain over the start</th><th>Wins against the start</th><th>KL</th>"
-        f"<th>Reward at KL {results['equal_kl']['kl']:.2f}</th><th>Tokens per answer</th><th>Updates</th><th>Minutes</th></tr>"
-    )
-    rows, equal = [], results["equal_kl"]["reward"]
+    scores = not results["judge"]["compares"]
+    names = [
+        "Method", *(("Reward", "Gain over the start") if scores else ()), "Wins against the start", "KL",
+        f"{'Reward' if scores else 'Wins'} at KL {small(results['equal_kl']['kl'])}", "Tokens per answer", "Draws per answer",
+        "Cost to train", "Minutes",
+    ]  # fmt: skip
+    head = "<tr>" + "".join(f"<th>{name}</th>" for name in names) + "</tr>"
+    equal = results["equal_kl"]["reward"]
+    rows: list[str] = []
     for arm, wins in zip(results["arms"], results["matrix"], strict=True):
         main, chosen = arm["main"], arm["name"] == results["verdict"]["choose"]
         clock = seconds.get(arm["name"])
         cells = [
-            name_cell(arm["name"], paint, main["label"]), with_half(main["reward"]),
-            "–" if main is results["arms"][0]["main"] else with_range(main["gain"], "+.2f"),
-            "–" if wins[0] is None else with_range(wins[0], ".0%"),
-            with_half(main["kl"]), f"{equal[arm['name']]:.2f}" if arm["name"] in equal else "–", f"{main['tokens']['estimate']:.1f}",
-            f"{arm['updates']:,}" if arm["updates"] else "–",
+            name_cell(arm["name"], paint, main["label"]),
+            *((with_half(main["reward"]), "–" if arm["name"] == START else with_range(main["gain"], "+.2f")) if scores else ()),
+            "–" if wins[0] is None else with_range(wins[0], ".0%"), with_half(main["kl"]),
+            format(equal[arm["name"]], ".2f" if scores else ".0%") if arm["name"] in equal else "–", f"{main['tokens']['estimate']:.1f}",
+            f"{arm['cost']['per_answer']['draws']:.0f}", f"{arm['cost']['total'] / 1e3:,.0f}" if arm["cost"]["total"] else "–",
             f"{(clock['policy'] + clock['reward_model']) / 60:.1f}" if clock else "–",
         ]  # fmt: skip
         row_class = ' class="chosen"' if chosen else ""
@@ -126,10 +163,25 @@ def legend(results: Mapping[str, Any]) -> str:
     sampling = results["settings"]
     return (
         f"Answers to each prompt: {sampling['samples']}, at temperature {sampling['temperature']:g}, at most {sampling['max_new_tokens']} "
-        f"tokens. Intervals are 95%, over prompts{' and seeds' if results['seeds'] > 1 else ' (one seed)'}. KL from the start in nats per "
-        "answer, exact over the vocabulary at every token; that of an answer chosen among n is the bound log n - (n-1)/n. Where all "
-        "have come as far, their rewards are compared at equal KL, linear between the policies on their way. Minutes include the reward "
-        f"model where one is used. Not beaten in both KL and reward: {', '.join(results['undominated'])}."
+        f"tokens. {intervals_note(results)} KL from the start in nats per answer, exact over the vocabulary at every token; that of an "
+        "answer chosen among n is the bound log n - (n-1)/n. Where all have come as far, they are compared at equal KL, linear between "
+        "the policies on their way. Cost to train: thousand token positions, all of them (below); draws are paid for with every answer. "
+        f"Minutes include the reward model where one is used. Not beaten in both KL and {worth(results).lower()}: "
+        f"{', '.join(results['undominated'])}."
+    )
+
+
+def intervals_note(results: Mapping[str, Any]) -> str:
+    """Which interval says what."""
+    seeds = (
+        f"over prompts and {results['seeds']} seeds; how far seeds scatter is estimated from all methods together, as if all did alike"
+        if results["seeds"] > 1
+        else "over prompts; there is one seed, so they speak of these runs and not of the methods"
+    )
+    single = "KL" if results["judge"]["compares"] else "reward and KL"
+    return (
+        f"Intervals are 95%, {seeds}. Those of {single} speak of one policy by itself. Gains, wins and the verdict compare methods: their "
+        "intervals are wider, so that all of them hold at once, and who is ahead is read from these alone."
     )
 
 
@@ -139,10 +191,10 @@ def matrix_table(results: Mapping[str, Any], paint: Mapping[str, str]) -> str:
     head = "<tr><th></th>" + "".join(f"<th>{html.escape(name)}</th>" for name in names) + "</tr>"
     rows = []
     for name, row in zip(names, results["matrix"], strict=True):
-        cells = []
+        cells: list[str] = []
         for cell in row:
             if cell is None:
-                cells.append("<td>–</td>")
+                cells.append("<td>–</td>" if names[len(cells)] == name else "<td><small>not asked</small></td>")
                 continue
             sure = cell["low"] > 0.5 or cell["high"] < 0.5
             strength = min(0.45, abs(cell["estimate"] - 0.5)) if sure else 0
@@ -193,11 +245,20 @@ def sample_blocks(results: Mapping[str, Any], paint: Mapping[str, str]) -> str:
     blocks = []
     for sample in results["samples"]:
         rows = "".join(
-            f"<tr><td>{name_cell(name, paint)}</td><td>{html.escape(text)}</td><td>{score:.2f}</td></tr>"
+            f"<tr><td>{name_cell(name, paint)}</td><td>{html.escape(text)}</td><td>{said_score(results, name, score)}</td></tr>"
             for name, (text, score) in sample["answers"].items()
         )
         blocks.append(f'<section class="example"><pre>{html.escape(sample["prompt"])}</pre><table>{rows}</table></section>')
     return "\n".join(blocks)
+
+
+def said_score(results: Mapping[str, Any], name: str, score: float | None) -> str:
+    """The judge's word on one answer."""
+    if score is None:
+        return "no verdict"
+    if not results["judge"]["compares"]:
+        return f"{score:.2f}"
+    return "" if name == START else "wins" if score > 0.5 else "loses" if score < 0.5 else "tie"
 
 
 def settings_table(results: Mapping[str, Any]) -> str:
@@ -223,8 +284,14 @@ def name_cell(name: str, paint: Mapping[str, str], label: str = "") -> str:
     return f'<span class="dot" style="background:{paint[name]}"></span>{html.escape(name)}{more}'
 
 
+def small(value: float) -> str:
+    """Two digits behind the point, or of what is smaller two that say something: 0.0043 is not 0."""
+    return f"{value:.2f}" if abs(value) >= 0.1 else f"{value:.2g}"
+
+
 def with_half(interval: Mapping[str, float]) -> str:
-    return f"{interval['estimate']:.2f} <small>± {(interval['high'] - interval['low']) / 2:.2f}</small>"
+    half = (interval["high"] - interval["low"]) / 2
+    return small(interval["estimate"]) + (f" <small>± {small(half)}</small>" if half else "")
 
 
 def with_range(interval: Mapping[str, float], form: str) -> str:

@@ -17,6 +17,8 @@ LONGER = 1.25
 """An answer that is so much longer than the start's is worth a word."""
 FINISHED = 0.9
 """Less than this share of answers that end by themselves is, too."""
+SILENT = 0.05
+"""So is more than this share of answers without a verdict."""
 
 
 def verdict(results: Mapping[str, Any]) -> dict[str, Any]:
@@ -33,14 +35,14 @@ def verdict(results: Mapping[str, Any]) -> dict[str, Any]:
         headline = "The data cannot tell that any method is better than the start."
         if losers:
             because.append(f"Worse than the start, beyond chance: {', '.join(losers)}.")
-        because.append(f"Largest mean: {best['name']}, {said_gap(results, best['name'], START)}." if best["name"] != START else
+        because.append(f"Largest mean: {best['name']}; {said_gap(results, best['name'], START)}." if best["name"] != START else
                        "The start itself has the largest mean reward.")  # fmt: skip
     elif len(tied) == 1:
         choose = best["name"]
         headline = f"Choose {choose}."
         others = [arm["name"] for arm in arms if arm is not best]
         because.append(f"It is ahead of every other method: {said_list(results, choose, others)}.")
-        because.append(f"Over the start it gains {said_gap(results, choose, START)}.")
+        because.append(f"And of the start: {said_gap(results, choose, START)}.")
     else:
         sure = [arm for arm in tied if gap(results, arm["name"], START)["low"] > 0]
         cheapest = min(sure, key=price)
@@ -48,7 +50,9 @@ def verdict(results: Mapping[str, Any]) -> dict[str, Any]:
         names = ", ".join(arm["name"] for arm in tied)
         headline = f"{names} cannot be told apart on this data; {choose} is the cheapest of them that beats the start."
         because.append(f"Largest mean: {best['name']}; {said_list(results, best['name'], [a['name'] for a in tied if a is not best])}.")
-        because.append(f"{choose} gains {said_gap(results, choose, START)} over the start.")
+        if choose != best["name"]:
+            because.append(f"{choose}: {said_gap(results, choose, START)}.")
+        because.append(f"Cost: {'; '.join(said_price(arm) for arm in sorted(sure, key=price))}.")
         behind = [arm["name"] for arm in arms if arm not in tied]
         if behind:
             because.append(f"Behind {best['name']} beyond chance: {', '.join(behind)}.")
@@ -70,12 +74,27 @@ def gap(results: Mapping[str, Any], a: str, b: str) -> dict[str, float]:
 
 
 def said_gap(results: Mapping[str, Any], a: str, b: str) -> str:
+    """The gap with its interval: of rewards, or of a judge that compares how often a wins against b."""
     found = gap(results, a, b)
-    return f"{found['estimate']:+.3g} ({found['low']:+.3g} to {found['high']:+.3g})"
+    numbers = [found[name] for name in ("estimate", "low", "high")]
+    if not results.get("judge", {}).get("compares"):
+        middle, low, high = (f"{number:+.3g}" for number in numbers)
+        return f"{middle} ({low} to {high}) over {b}"
+    direct = any({one["a"], one["b"]} == {a, b} and one["direct"] for one in results["differences"])
+    middle, low, high = (f"{0.5 + number:.0%}" if direct else f"{100 * number:+.0f}" for number in numbers)
+    said = f"wins {middle} ({low} to {high})"
+    return f"{said} against {b}" if direct else f"{said} points more against {START} than {b}"
 
 
 def said_list(results: Mapping[str, Any], a: str, others: Sequence[str]) -> str:
-    return "; ".join(f"{said_gap(results, a, other)} over {other}" for other in others) or "there is no other"
+    return "; ".join(said_gap(results, a, other) for other in others) or "there is no other"
+
+
+def said_price(arm: Mapping[str, Any]) -> str:
+    """What is paid for it once, and again and again."""
+    draws = arm["cost"]["per_answer"]["draws"]
+    again = "1 draw" if draws == 1 else f"{draws:.0f} draws"
+    return f"{arm['name']} {arm['cost']['total'] / 1e3:,.0f} thousand positions to train and {again} per answer"
 
 
 def price(arm: Mapping[str, Any]) -> float:
@@ -101,7 +120,7 @@ def power(results: Mapping[str, Any], best: str, tied: Sequence[str]) -> list[st
 def warnings(results: Mapping[str, Any], arms: Sequence[Mapping[str, Any]]) -> list[str]:
     """What should be looked at before any arm is believed: one sentence per kind."""
     start = next(arm for arm in results["arms"] if arm["name"] == START)["main"]
-    found: dict[str, list[str]] = {"length": [], "pleased": [], "cut": [], "edge": []}
+    found: dict[str, list[str]] = {"length": [], "pleased": [], "cut": [], "silent": [], "edge": []}
     for arm in arms:
         name, main = arm["name"], arm["main"]
         ratio = main["tokens"]["estimate"] / max(1e-9, start["tokens"]["estimate"])
@@ -112,6 +131,8 @@ def warnings(results: Mapping[str, Any], arms: Sequence[Mapping[str, Any]]) -> l
             found["pleased"].append(f"{name} ({learned['estimate']:+.2f} against {main['gain_sd']['estimate']:+.2f} sd)")
         if main["finished"] < FINISHED:
             found["cut"].append(f"{name} ({1 - main['finished']:.0%})")
+        if main.get("no_verdict", 0.0) > SILENT:
+            found["silent"].append(f"{name} ({main['no_verdict']:.0%})")
         rates = [trial["learning_rate"] for trial in arm["trials"]]
         if len(rates) > 1 and arm["learning_rate"] in (min(rates), max(rates)):
             found["edge"].append(f"{name} ({arm['learning_rate']:g})")
@@ -119,6 +140,7 @@ def warnings(results: Mapping[str, Any], arms: Sequence[Mapping[str, Any]]) -> l
         "length": "Answers of another length, so see whether the judge rewards length: ",
         "pleased": "Pleases its reward model far more than the judge, which is over-optimisation: ",
         "cut": "Answers cut at the longest: ",
+        "silent": "The judge said nothing of answers, which are left out: ",
         "edge": "The best learning rate is at the edge of what was tried, so more may be had beyond: ",
     }
     sentences = [f"{said[kind]}{', '.join(names)}." for kind, names in found.items() if names]
