@@ -1,7 +1,7 @@
 """Every method in a world where the right answer is known: how near does it end to pi*, or to its own objective's optimum?
 
     python -m recipes.oracle --out out/oracle                     20 seeds of every method; the same command resumes
-    python -m recipes.oracle --out out/oracle --method dpo        only methods whose name holds this
+    python -m recipes.oracle --out out/oracle --method dpo ppo    only some; parts of names do too (ipo; chance)
 
 The policies are tables of logits (recipes/oracle_tables.py), trained by the shipped objectives through the shipped loop, with the
 same number of updates for all. A seed is a world of its own (recipes/oracle_world.py): reward, reference, data. Methods that draw
@@ -207,12 +207,12 @@ def drawing_feed(method: Method, world: World, sampler: TableSampler, reference:
         prompts, {row.key: world.messages(int(row.key)) for row in prompts}, len(prompts) * method.copies * rounds.batches, world.seed,
         rollouts=Rollouts(lambda model, tokenizer: sampler, reward=method.reward(world)), sampler=sampler,
         config=RolloutConfig(num_generations=method.draws, max_completion_length=world.longest), rounds=rounds,
-        decode=lambda ids: "".join(str(token) for token in ids), drawer=reference if rounds.frozen else None,
+        decode=lambda ids: "".join(str(token) for token in ids), drawer=reference if rounds.asks_reference else None,
     )  # fmt: skip
 
 
-def trained(method: Method, world: World, rows: Rows, updates: int) -> np.ndarray:
-    """The policy [P, V] that the method ends at; of a reward model its pi*."""
+def trained(method: Method, world: World, rows: Rows, updates: int, draw: Draw | None = None) -> np.ndarray:
+    """The policy [P, V] that the method ends at; of a reward model its pi*. `draw` is shown the table every sample_steps."""
     objective, reference = method.objective, Table(world)
     crew = Crew(reference=TablePolicy(world, reference.token_table()))
     if isinstance(objective, OnPolicy):
@@ -221,11 +221,11 @@ def trained(method: Method, world: World, rows: Rows, updates: int) -> np.ndarra
         live, frozen = TableSampler(world, policy), TableSampler(world, reference)
         crew = dataclasses.replace(crew, sampler=live, critic=critic)
         feed = drawing_feed(method, world, live, frozen)
-        train_table(objective, policy, feed, crew, updates, world.seed, **method.options)
+        train_table(objective, policy, feed, crew, updates, world.seed, draw, **method.options)
         return policy.probs()
     still, once = Still(objective, rows, crew), StoredFeed(rows[:1], 1, world.seed)
     if objective.head == "tokens":
-        train_table(still, policy := Table(world), once, crew, updates, world.seed, **method.options)
+        train_table(still, policy := Table(world), once, crew, updates, world.seed, draw, **method.options)
         return policy.probs()
     model = ScoreTable(world, len(UTILITIES) if isinstance(objective, DPRM) else 1)
     train_table(still, model, once, crew, updates, world.seed, **method.options)
@@ -297,10 +297,22 @@ def summary(values: Sequence[float]) -> str:
 
 
 def run(
-    out: Path, seeds: int = 20, updates: int = UPDATES, kind: str = "smooth", only: str = "", cached: bool = False
+    out: Path,
+    seeds: int = 20,
+    updates: int = UPDATES,
+    kind: str = "smooth",
+    only: Sequence[str] = (),
+    cached: bool = False,
 ) -> str:
     """All cells, and the table of what each method came to; worlds in which a method missed its bound are named below it."""
-    chosen = [method for method in methods() if only in method.name]
+    known = {method.name for method in methods()}
+    chosen = [
+        m for m in methods() if not only or m.name in only or any(part in m.name for part in only if part not in known)
+    ]
+    if not chosen:
+        raise ValueError(
+            f"no method is called {' or '.join(only)}: --method takes names, or parts of names, of the table"
+        )
     found: dict[str, dict[int, dict[str, float]]] = {method.name: {} for method in chosen}
     for seed in range(seeds):
         for method in chosen:
@@ -330,7 +342,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=20)
     parser.add_argument("--updates", type=int, default=UPDATES)
     parser.add_argument("--kind", default="smooth", help="the reward: smooth, sparse or trap")
-    parser.add_argument("--method", default="", help="only methods whose name holds this")
+    parser.add_argument("--method", nargs="+", default=(), help="only methods of these names, or whose names hold this")
     parser.add_argument("--cached", action="store_true", help="train nothing: the table of the cells that are there")
     args = parser.parse_args()
     print(run(args.out, args.seeds, args.updates, args.kind, args.method, args.cached))

@@ -92,16 +92,23 @@ class CriticTable(Table):
 class ScoreTable(nn.Module):
     """A reward model: a score per prompt and response, or the expected utility of C categories."""
 
-    def __init__(self, world: World, categories: int = 1):
+    def __init__(self, world: World, categories: int = 1, basis: np.ndarray | None = None):
+        """With a `basis` [V, F] scores are linear in it, weights per prompt: what is learned of a response then holds for others."""
         super().__init__()
-        self.world = world
-        self.scores = nn.Parameter(torch.zeros(world.num_states, categories))
+        self.world, self.basis = world, None if basis is None else torch.from_numpy(basis).float()
+        size = world.num_states if basis is None else basis.shape[1] * len(world.prompts)
+        self.scores = nn.Parameter(torch.zeros(size, categories))
         self.utilities: tuple[float, ...] = ()
         """What the categories are worth; an objective over them says so."""
 
     def logits(self, layout: Layout) -> Tensor:
         """[S, C]."""
-        return self.scores[self.world.states(layout)[layout.last_S]]
+        states_S = self.world.states(layout)[layout.last_S]
+        if self.basis is None:
+            return self.scores[states_S]
+        prompt_S, response_S = self.world.said(states_S)
+        weights_PFC = self.scores.view(len(self.world.prompts), -1, self.scores.shape[1])
+        return torch.einsum("sf,sfc->sc", self.basis[response_S], weights_PFC[prompt_S])
 
     def forward(self, layout: Layout) -> Tensor:
         """[S]."""

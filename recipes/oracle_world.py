@@ -5,8 +5,8 @@
     tokens      0 ends a response, 1 .. L are letters; prompts are made of letters too, so a decoder over L + 1 tokens has the
                 same response space as a table
     responses   up to `longest` letters, ended by 0 or by their length: V = 1 + L + ... + L^longest
-    reward      smooth: weights of letters and of pairs of letters; sparse: 1 for a few responses; trap: smooth in what can be
-                seen, but one rare response is much worse than it looks
+    reward      smooth: weights of letters and of pairs of letters; sparse: 1 for one response, 0 for the others; trap: smooth,
+                but for one rare response that by all others' rewards should be the best, and is by far the worst
     reference   softmax of a random table
 
     data        everything, flipped, drawn_pairs, demonstrations, ratings: rows to train on
@@ -86,6 +86,20 @@ class World:
                 code_T[here] = self._prompt_of_code[code_T[here]]
         depth_T = positions_T - start
         return torch.from_numpy(np.where(depth_T >= 0, self._offsets[depth_T.clip(0)] + code_T, 0))
+
+    def said(self, states_S: Tensor) -> tuple[Tensor, Tensor]:
+        """(prompts, responses) of the states in which whole responses end."""
+        return self._said[0][states_S], self._said[1][states_S]
+
+    @cached_property
+    def _said(self) -> Tensor:
+        """[2, states]; 0 where a response is not over."""
+        found = torch.zeros(2, self.num_states, dtype=torch.long)
+        base = self.letters + 1
+        for p, (v, y) in itertools.product(range(len(self.prompts)), enumerate(self.responses)):
+            code = p * base ** len(y) + int("".join(map(str, y)), base)
+            found[:, self._offsets[len(y)] + code] = torch.tensor([p, v])
+        return found
 
     @cached_property
     def _prompt_of_code(self) -> np.ndarray:
@@ -172,20 +186,30 @@ def make_world(
         prompts=tuple(starts[:prompts]), letters=letters, longest=longest, seed=seed, reward_PV=reward_PV,
         reference_logits_VA=rng.normal(0, 0.7, (prompts * sum((letters + 1) ** d for d in range(longest)), letters + 1)),
     )  # fmt: skip
-    if kind == "trap":  # what looks best is worst, wherever the reference seldom goes
-        looks_best_P = np.argmax(smooth_PV - 4 * (world.reference_PV > 0.05), axis=1)
-        world.reward_PV[np.arange(prompts), looks_best_P] = smooth_PV.min(1) - 2 * spread
+    if kind == "trap":  # what looks best is worst, and the reference seldom takes the last step to it
+        best_P, (states, tokens, _) = smooth_PV.argmax(1), world.paths
+        for p, best in enumerate(best_P):
+            last = len(listed[best]) - 1
+            world.reference_logits_VA[states[p, best, last], tokens[best, last]] -= 3.0
+        world.reward_PV[np.arange(prompts), best_P] = smooth_PV.min(1) - 2 * spread
     return world
 
 
 def _smooth(listed: Sequence[tuple[int, ...]], letters: int, rng: np.random.Generator) -> np.ndarray:
     """Weights of letters, of neighbours and of the length, brought to mean 0 and standard deviation 1 over the responses."""
     single, double, length = rng.normal(size=letters + 1), rng.normal(size=(letters + 1,) * 2), rng.normal()
-    found = np.array([
-        sum(single[t] for t in y) + 0.5 * sum(double[pair] for pair in itertools.pairwise(y)) + 0.5 * length * len(y)
-        for y in listed
-    ])  # fmt: skip
+    found = features(listed, letters) @ np.concatenate([single, 0.5 * double.ravel(), [0.5 * length]])
     return (found - found.mean()) / found.std()
+
+
+def features(listed: Sequence[tuple[int, ...]], letters: int) -> np.ndarray:
+    """What a smooth reward sees of responses [V, F]: how often each token, and each pair of neighbours, and the length."""
+    found = np.zeros((len(listed), letters + 1 + (letters + 1) ** 2 + 1))
+    for row_F, y in zip(found, listed, strict=True):
+        np.add.at(row_F, list(y), 1)
+        np.add.at(row_F, [letters + 1 + (letters + 1) * a + b for a, b in itertools.pairwise(y)], 1)
+        row_F[-1] = len(y)
+    return found
 
 
 def everything(world: World) -> list[Row]:

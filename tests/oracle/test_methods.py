@@ -77,9 +77,9 @@ def test_exact_preferences_are_those_of_the_reward(oracle: Any, small: Any) -> N
 
 
 def test_cells_are_kept(oracle: Any, tmp_path: Path) -> None:
-    first = oracle.main.run(tmp_path, seeds=2, updates=2, only="ipo")
+    first = oracle.main.run(tmp_path, seeds=2, updates=2, only=("ipo",))
     files = sorted((tmp_path / "cells").iterdir())
     stamps = [file.stat().st_mtime_ns for file in files]
-    assert len(files) == 2 and oracle.main.run(tmp_path, seeds=2, updates=2, only="ipo") == first
+    assert len(files) == 2 and oracle.main.run(tmp_path, seeds=2, updates=2, only=("ipo",)) == first
     assert [file.stat().st_mtime_ns for file in files] == stamps
     assert "seed 0: TV to own optimum" in first, "two updates are too few, and it says so"

@@ -34,6 +34,23 @@ def test_layouts_give_the_table_s_probabilities(oracle: Any, kind: str) -> None:
         assert np.allclose(logps_S.detach().numpy().reshape(3, -1), policy.logps(), atol=1e-5)
 
 
+def test_a_trap_is_rare_looks_best_and_is_worst(oracle: Any) -> None:
+    world = oracle.world.make_world("trap", 4)
+    worst_P = world.reward_PV.argmin(1)
+    listed = oracle.world.features(world.responses, world.letters)
+    for p, worst in enumerate(worst_P):
+        others = np.arange(len(world.responses)) != worst
+        weights_F = np.linalg.lstsq(listed[others], world.reward_PV[p, others], rcond=None)[0]
+        looks_V = listed @ weights_F
+        assert np.allclose(looks_V[others], world.reward_PV[p, others]), (
+            "all others are linear in letters, neighbours and length"
+        )
+        if np.linalg.matrix_rank(listed[others]) == np.linalg.matrix_rank(listed):
+            assert looks_V.argmax() == worst
+        assert world.reference_PV[p, worst] < 0.02
+        assert world.reward_PV[p, worst] < world.reward_PV[p, others].min() - 1
+
+
 def test_a_score_is_one_response_s(oracle: Any, small: Any) -> None:
     model, rows = oracle.tables.ScoreTable(small), [small.row(1, (4, 2)), small.row(0, (6,))]
     with torch.no_grad():
