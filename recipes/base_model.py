@@ -35,7 +35,7 @@ from trueline.models.files import load_model, new_model, save_model
 from trueline.models.scorer import PolicyScorer
 from trueline.objectives.next_token import NextToken
 from trueline.quickstart.corpus_rows import code_pieces, name_rows
-from trueline.quickstart.harvest import Function, load_functions, read_source, save_functions
+from trueline.quickstart.functions import Function, load_functions, read_source, save_functions
 from trueline.quickstart.scratch import BODY_TOKENS, grounded, pair_text, shape, window_rows
 from trueline.quickstart.sources import distributions, own_dependencies, standard_library
 from trueline.quickstart.splits import TEST_PACKAGES

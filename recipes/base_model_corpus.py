@@ -3,7 +3,7 @@
     pip install --only-binary :all: --target DIR --no-deps -r recipes/base_model_packages.txt
     python -m recipes.base_model_corpus --packages DIR --out CORPUS
 
-    CORPUS/pairs.jsonl   documented functions (quickstart.harvest.Function)
+    CORPUS/pairs.jsonl   documented functions (quickstart.functions.Function)
     CORPUS/code.jsonl    {"text", "source", "meta": {"kind": "code"}}     in an order drawn by seed: any prefix is a fair sample
     CORPUS/docs.jsonl    the same with kind "docs"
     CORPUS/data.json     packages with versions, licences, files, characters; what was skipped; what was held out
@@ -26,7 +26,8 @@ import numpy as np
 import tyro
 
 from trueline.quickstart.corpus_rows import code_pieces, docstrings, prose_file, unseen
-from trueline.quickstart.harvest import Function, deduplicate, read_functions, read_source, save_functions
+from trueline.quickstart.functions import Function, read_functions, read_source, save_functions
+from trueline.quickstart.harvest import deduplicate
 from trueline.quickstart.sources import Package, distributions, prose_files, standard_library
 from trueline.quickstart.splits import TEST_PACKAGES, HeldOut, carries_test_package
 from trueline.records import Document

@@ -17,17 +17,15 @@ from pathlib import Path
 import numpy as np
 
 from trueline.evals.interval import bootstrap_mean, paired_difference
-from trueline.models.files import load_model
 from trueline.objectives.sft import SFT
 from trueline.quickstart.base_model import base_model_dir
 from trueline.quickstart.grounding import Grounding, grounding
 from trueline.quickstart.harvest import harvest
-from trueline.quickstart.measure import Bench, first_texts
+from trueline.quickstart.measure import Bench
 from trueline.quickstart.pep257 import Pep257Judge, learn_prose
 from trueline.quickstart.scratch import grounded
 from trueline.quickstart.splits import split
-from trueline.quickstart.stages import MAX_LENGTH, MAX_SUMMARY_TOKENS, conversations
-from trueline.records import Sampling
+from trueline.quickstart.stages import MAX_LENGTH, conversations
 from trueline.tokens import load_tokenizer
 from trueline.train import train
 
@@ -57,9 +55,7 @@ def run(out: Path, steps: int, seeds: int, tests: int) -> str:
                 tokenizer=tokenizer, max_steps=steps, per_device_train_batch_size=ROWS_PER_STEP, max_length=MAX_LENGTH,
                 learning_rate=3e-4, lr_scheduler_type="linear", warmup_ratio=0.05, save_steps=100, seed=seed,
             )  # fmt: skip
-            said = first_texts(
-                bench.draw(load_model(folder), Sampling(temperature=0, max_new_tokens=MAX_SUMMARY_TOKENS))
-            )
+            said = bench.greedy(folder, "summaries")
             scores[name].append(bench.score(said))
             lines.append(row(name, seed, grounding(chosen, said), scores[name][-1]))
     gain = paired_difference(np.mean(scores["filtered"], axis=0), np.mean(scores["all"], axis=0))

@@ -22,7 +22,8 @@ def test_killed_quickstart_ends_where_the_uninterrupted_one_does(tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     subprocess.run(command(whole), check=True, capture_output=True, text=True)
     results = json.loads((whole / "results.json").read_text(encoding="utf-8"))
-    assert set(results["models"]) == {"human", "sft", "best-of-n", "dpo"}
+    assert set(results["models"]) == {"human", "sft", "best-of-n", "dpo", "rso", "ppo", "online-dpo"}
+    assert {arm["name"]: arm["updates"] for arm in results["study"]["arms"]}["RSO"] == 2
     assert results["models"]["human"]["grounding"] > 0.5 > results["models"]["human"]["grounding_other"]
     assert "Side by side" in (whole / "report.html").read_text(encoding="utf-8")
 
@@ -37,7 +38,8 @@ def test_killed_quickstart_ends_where_the_uninterrupted_one_does(tmp_path):
     process.wait()
     assert not (killed / "report.html").exists()
     subprocess.run(command(killed), check=True, capture_output=True, text=True)
-    for name in ("sft/model.safetensors", "rankings.jsonl", "pairs.jsonl", "reward/model.safetensors", "dpo/model.safetensors"):
+    models = [f"{name}/model.safetensors" for name in ("sft", "reward", "dpo", "rso", "ppo", "online-dpo")]
+    for name in (*models, "preferences/train.jsonl", "preferences/report.jsonl", "study/results.json"):
         assert (killed / name).read_bytes() == (whole / name).read_bytes(), f"{name} differs"
     again = json.loads((killed / "results.json").read_text(encoding="utf-8"))
     assert again["models"] == results["models"]
@@ -47,7 +49,7 @@ def test_another_plan_in_the_same_folder_is_refused(tmp_path):
     (tmp_path / "plan.json").write_text(
         json.dumps(
             dict(
-                minutes=13.0, seed=0, from_scratch=False, base_steps=0, sft_steps=9, preference_prompts=9, reward_steps=9, dpo_steps=9,
+                minutes=13.0, seed=0, from_scratch=False, base_steps=0, sft_steps=9, preference_prompts=9, reward_steps=9, method_updates=9,
                 test_prompts=9, training_tokens_per_second=1.0, responses_per_second=1.0,
             )
         )

@@ -3,6 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from trueline.quickstart.functions import Function
 from trueline.quickstart.grounding import (
     bootstrap_mean,
     grounding,
@@ -11,7 +12,6 @@ from trueline.quickstart.grounding import (
     new_word_recall,
     other_functions,
 )
-from trueline.quickstart.harvest import Function
 from trueline.quickstart.words import content_words, split_name, spoken_of, stem
 
 READ = Function(

@@ -1,19 +1,22 @@
+"""What counts as a documented function, and that several processes find what one does."""
+
 from __future__ import annotations
 
 from collections import Counter
 
 import pytest
 
-from trueline.quickstart.harvest import (
+from trueline.quickstart import readers
+from trueline.quickstart.functions import (
     Function,
     clean_summary,
-    deduplicate,
-    harvest_packages,
     load_functions,
+    read_file,
     read_functions,
     save_functions,
 )
-from trueline.quickstart.sources import Package
+from trueline.quickstart.harvest import deduplicate, harvest_packages
+from trueline.quickstart.sources import Package, standard_library
 
 SOURCE = '''
 class ConfigReader:
@@ -151,3 +154,21 @@ def test_the_standard_library_is_rich_and_in_a_fixed_order(library) -> None:
     names = [f.package for f in library.functions]
     assert names == sorted(names)
     assert not any(part in f.path for f in library.functions for part in ("/tests/", "idlelib", "_vendor"))
+
+
+def test_several_processes_read_what_one_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the order of the files, and also where a process dies halfway."""
+    files = [(package.name, package.root, path) for package in standard_library() for path in package.files[:4]][:30]
+    alone = [read_file(*file) for file in files]
+    assert sum(len(reading.functions) for reading in alone) > 20
+    monkeypatch.setattr(readers, "MIN_FILES", 2)
+    monkeypatch.setattr(readers.os, "cpu_count", lambda: 2)
+    assert list(readers.read_all(files)) == alone
+    whole, calls = readers.received, []
+
+    def dying(stream: object) -> object:
+        calls.append(stream)
+        return whole(stream) if len(calls) < 10 else None  # type: ignore[arg-type]
+
+    monkeypatch.setattr(readers, "received", dying)
+    assert list(readers.read_all(files)) == alone

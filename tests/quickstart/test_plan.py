@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from trueline.quickstart.plan import LEAST, MOST, Plan, fit, load_or_make
+from trueline.quickstart.plan import LEAST, MOST, Cost, Plan, fit, load_or_make
 
 
 def plan(**changed) -> Plan:
     fields = dict(
-        minutes=13.0, seed=0, from_scratch=False, base_steps=0, sft_steps=100, preference_prompts=500, reward_steps=20, dpo_steps=30,
+        minutes=13.0, seed=0, from_scratch=False, base_steps=0, sft_steps=100, preference_prompts=500, reward_steps=20, method_updates=30,
         test_prompts=300, training_tokens_per_second=3000.0, responses_per_second=90.0,
     )  # fmt: skip
     return Plan(**(fields | changed))
@@ -25,6 +25,11 @@ def test_kept_plan_wins_over_a_new_probe(tmp_path):
     path = tmp_path / "plan.json"
     first = load_or_make(path, 13.0, 0, False, plan())
     assert load_or_make(path, 13.0, 0, False, plan(sft_steps=7)) == first
+
+
+def test_cost_of_a_method_by_hand():
+    cost = Cost(draws=2, learned=(1, 4), read=(3, 0))
+    assert cost.seconds(row_tokens=100 + 20, train_speed=1000.0, sample_speed=100.0) == pytest.approx(0.02 + 0.18 + 0.1)
 
 
 @pytest.mark.parametrize(

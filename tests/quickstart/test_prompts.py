@@ -4,7 +4,7 @@ import inspect
 
 from trueline.quickstart import harvest
 from trueline.quickstart.corpus_rows import code_pieces, docstrings, is_data_like, name_rows, prose_file, unseen
-from trueline.quickstart.harvest import Function
+from trueline.quickstart.functions import Function
 from trueline.quickstart.prompts import cut_body, prompt_text
 
 READ = Function(

@@ -13,7 +13,8 @@ import pytest
 
 from recipes.base_model_corpus import CorpusConfig, read_distribution
 from trueline.quickstart import grounding, prompts
-from trueline.quickstart.harvest import Function, Harvest, harvest, normalised
+from trueline.quickstart.functions import Function, normalised
+from trueline.quickstart.harvest import Harvest, harvest
 from trueline.quickstart.sources import Package
 from trueline.quickstart.splits import OVERLAP, TEST_PACKAGES, HeldOut, Split, split
 

@@ -16,7 +16,7 @@ import re
 import warnings
 from collections.abc import Iterable, Iterator
 
-from trueline.quickstart.harvest import Function, clean_markup
+from trueline.quickstart.functions import Function, clean_markup
 from trueline.quickstart.prompts import cut_body, spaced
 from trueline.quickstart.words import split_name
 from trueline.records import Document

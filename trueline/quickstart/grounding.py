@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from trueline.quickstart.harvest import Function
+from trueline.quickstart.functions import Function
 from trueline.quickstart.words import STOP_WORDS, content_words, split_name, spoken_of, stem
 
 

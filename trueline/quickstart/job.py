@@ -1,8 +1,8 @@
 """The quickstart from first line to last: what `trueline quickstart` prints and writes.
 
-    collect -> plan -> (base) -> SFT -> preferences -> reward model -> DPO -> measure -> report
+    collect -> plan -> (base) -> SFT -> preferences -> reward model -> methods compared -> measure -> report
 
-Left out: the stages themselves (stages), the measuring (measure), the page (report).
+Left out: the stages themselves (stages, methods), the measuring (measure), the page (report).
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from rich.table import Table
 
 from trueline.models.files import load_model
 from trueline.quickstart.base_model import base_model_dir
-from trueline.quickstart.measure import BEST_OF, Bench, measure
+from trueline.quickstart.measure import Bench, measure
+from trueline.quickstart.methods import BEST, COSTS, ENTRANTS, answers, compare_methods, study_of
 from trueline.quickstart.plan import CANDIDATES, LEAST, ROWS_PER_STEP, Plan, load_or_make, make_plan
 from trueline.quickstart.report import TITLES, write_report
 from trueline.quickstart.scratch import train_base
@@ -32,16 +33,17 @@ from trueline.quickstart.stages import (
     collect,
     compare,
     conversations,
-    prefer,
+    held_out,
     prompt_of,
     reward_model,
     supervise,
 )
 from trueline.store import write_atomic
+from trueline.study.verdict import START
 from trueline.tokens import Tokenizer, load_tokenizer
 from trueline.tokens.encode import encode_conversation, encode_prompt
 
-CURVES = {"sft": "loss", "reward": "accuracy", "dpo": "rewards/margins"}
+CURVES = {"sft": "loss", "reward": "accuracy", "dpo": "rewards/margins", "ppo": "reward", "online-dpo": "reward"}
 
 
 def run(minutes: float, out: Path, from_scratch: bool, seed: int) -> Path:
@@ -64,8 +66,7 @@ def run(minutes: float, out: Path, from_scratch: bool, seed: int) -> Path:
         with clock.stage("Base model", f"from scratch, {plan.base_steps:,} steps"):
             base = train_base(data.sft, out / "base", plan.base_steps, seed)
         tokenizer = load_tokenizer(base)
-    sft, reward, dpo = (out / name for name in ("sft", "reward", "dpo"))
-    rankings, pairs = out / "rankings.jsonl", out / "pairs.jsonl"
+    sft, reward, preferences = (out / name for name in ("sft", "reward", "preferences"))
     with clock.stage(
         "SFT", f"{plan.sft_steps:,} steps of {ROWS_PER_STEP['sft']} functions and what people wrote under them"
     ):
@@ -74,19 +75,21 @@ def run(minutes: float, out: Path, from_scratch: bool, seed: int) -> Path:
         "Preferences",
         f"{CANDIDATES} summaries sampled for each of {plan.preference_prompts:,} functions, ranked by a noisy annotator",
     ):
-        if not rankings.exists():
-            console.print(compare(sft, data, tokenizer, plan, rankings, pairs), highlight=False)
+        if not (preferences / "report.jsonl").exists():  # written last
+            console.print(compare(sft, data, tokenizer, plan, preferences), highlight=False)
     with clock.stage("Reward model", f"{plan.reward_steps:,} steps of {ROWS_PER_STEP['reward']} rankings"):
-        reward_model(sft, rankings, plan, reward)
-    with clock.stage("DPO", f"{plan.dpo_steps:,} steps of {ROWS_PER_STEP['dpo']} pairs"):
-        prefer(sft, pairs, plan, dpo)
-    with clock.stage(
-        "Evaluation", f"{plan.test_prompts:,} functions of packages that no model has seen, best of {BEST_OF}"
-    ):
+        reward_model(sft, preferences / "train.jsonl", plan, reward)
+    titles = ", ".join(entrant.title for entrant in ENTRANTS)
+    with clock.stage("Methods", f"{titles}: {plan.method_updates:,} updates of {ROWS_PER_STEP['methods']} prompts each, compared"):
+        compare_methods(sft, reward, preferences, data.judge, plan, out, console)
+    held = held_out(data, tokenizer, plan)
+    with clock.stage("Evaluation", f"greedy summaries of {len(held):,} functions of packages that no model has seen"):
         found = out / "measured.json"
         if not found.exists():
-            bench = Bench(functions=data.test[: plan.test_prompts], tokenizer=tokenizer, judge=data.judge, seed=seed)
-            write_atomic(found, json.dumps(measure(bench, sft, reward, dpo), indent=1))
+            bench = Bench(functions=tuple(held), tokenizer=tokenizer, judge=data.judge, seed=seed)
+            best = {prompt: said[BEST][0] for prompt, said in answers(out).items()}
+            trained = {entrant.folder: out / entrant.folder for entrant in ENTRANTS}
+            write_atomic(found, json.dumps(measure(bench, sft, trained, best), indent=1))
     results = json.loads(found.read_text(encoding="utf-8")) | context(data, plan, clock, out)
     write_atomic(out / "results.json", json.dumps(results, indent=1))
     write_report(results, out / "report.html")
@@ -113,7 +116,7 @@ def settle(
         encoded = [encode_conversation(c, tokenizer, 512) for c in conversations(data.sft[:64], tokenizer)]
         prompts = [encode_prompt(prompt_of(f, tokenizer), tokenizer) for f in data.preference[:48]]
         made = make_plan(
-            minutes, seed, from_scratch, used, load_model(base), tokenizer, [row for row in encoded if row], prompts
+            minutes, seed, from_scratch, used, load_model(base), tokenizer, [row for row in encoded if row], prompts, COSTS
         )
     return load_or_make(path, minutes, seed, from_scratch, made)
 
@@ -130,11 +133,12 @@ def say_plan(plan: Plan, console: Console) -> None:
     """Print how fast this machine is, and the steps that follow from it."""
     console.print(
         f"this machine trains {plan.training_tokens_per_second:,.0f} tokens/s and samples {plan.responses_per_second:,.0f} summaries/s: "
-        f"{plan.sft_steps:,} SFT, {plan.reward_steps:,} reward and {plan.dpo_steps:,} DPO steps (kept in plan.json)"
+        f"{plan.sft_steps:,} SFT and {plan.reward_steps:,} reward steps, {plan.method_updates:,} updates of every method compared "
+        f"(kept in plan.json)"
     )
     short = [
         s
-        for s, n in (("sft", plan.sft_steps), ("reward", plan.reward_steps), ("dpo", plan.dpo_steps))
+        for s, n in (("sft", plan.sft_steps), ("reward", plan.reward_steps), ("methods", plan.method_updates))
         if n <= 2 * LEAST[s]
     ]
     if short:
@@ -150,16 +154,21 @@ def say_plan(plan: Plan, console: Console) -> None:
 def context(data: Data, plan: Plan, clock: Clock, out: Path) -> dict[str, Any]:
     """What the report says beside the measurements."""
     packages = [f"{p['name']} {p['version']}" for p in data.found.packages if p["functions"]]
+    study, seconds = study_of(out), study_seconds(out, clock)
+    chosen = next((one.folder for one in ENTRANTS if one.title == study["verdict"]["choose"]), "dpo")
     return {
         "seed": plan.seed,
         "notes": [
             f"{plan.minutes:g} minutes planned"
             + (", tokenizer and base model from scratch" if plan.from_scratch else "")
         ],
-        "stages": clock.stages,
+        "study": study,
+        "study_seconds": seconds,
+        "stages": stages(clock, seconds),
         "curves": {name: curve(out / name / "metrics.jsonl", metric) for name, metric in CURVES.items()},
         "settings": asdict(plan)
         | {
+            "methods": "; ".join(entrant.method for entrant in ENTRANTS),
             "held-out packages": ", ".join(TEST_PACKAGES),
             "functions harvested": len(data.found.functions),
             "packages": ", ".join(packages),
@@ -167,11 +176,32 @@ def context(data: Data, plan: Plan, clock: Clock, out: Path) -> dict[str, Any]:
             "versions": f"Python {platform.python_version()}, torch {version('torch')}",
         },
         "next_commands": [
-            f"trueline generate 'name: read config file' --chat --temperature 0 --model {out}/dpo",
+            f"trueline generate 'name: read config file' --chat --temperature 0 --model {out}/{chosen}",
             "trueline data inspect YOUR_PREFERENCES.jsonl",
-            "trueline dpo --model YOUR_MODEL --data YOUR_PREFERENCES.jsonl --out runs/dpo --dry_run",
+            "trueline study --model YOUR_MODEL --data YOUR_PREFERENCES.jsonl --methods dpo ppo best_of_n:n=8 --out runs/study --dry_run",
         ],
     }
+
+
+def study_seconds(out: Path, clock: Clock) -> dict[str, dict[str, float]]:
+    """What every method took. The reward model was trained before the study; it is charged to all that use it."""
+    found: dict[str, dict[str, float]] = json.loads((out / "study" / "seconds.json").read_text(encoding="utf-8"))
+    (reward,) = (float(stage["seconds"]) for stage in clock.stages if stage["name"] == "Reward model")
+    users = {arm["name"] for arm in study_of(out)["arms"] if arm["cost"]["reward_model"]}
+    return {name: took | {"reward_model": reward if name in users else 0.0} for name, took in found.items()}
+
+
+def stages(clock: Clock, seconds: dict[str, dict[str, float]]) -> list[dict[str, Any]]:
+    """The stages with the methods one by one."""
+    rows: list[dict[str, Any]] = []
+    for stage in clock.stages:
+        if stage["name"] != "Methods":
+            rows.append(dict(stage))
+            continue
+        trained = [{"name": one.title, "detail": one.method, "seconds": seconds[one.title]["policy"]} for one in ENTRANTS]
+        rest = float(stage["seconds"]) - sum(seconds[one.title]["policy"] for one in ENTRANTS)
+        rows += [*trained, {"name": "Comparison", "detail": "sampled answers of every model, reward, KL", "seconds": max(0.0, rest)}]
+    return rows
 
 
 def curve(path: Path, metric: str) -> dict[str, Any]:
@@ -182,32 +212,49 @@ def curve(path: Path, metric: str) -> dict[str, Any]:
 
 
 def conclude(results: dict[str, Any], out: Path, console: Console) -> None:
-    """The table, and where to go from here."""
-    table = Table(title=f"{results['num_test']:,} held-out functions")
-    for heading in (
-        "",
-        "judge score",
-        "wins against SFT",
-        "wins against human",
-        "KL from SFT",
-        "name words",
-        "other's",
-        "words",
-    ):
-        table.add_column(heading, justify="left" if not heading else "right")
+    """The tables, which method to choose, and where to go from here."""
+    console.print(greedy_table(results))
+    gain = results["models"]["dpo"]["gain_over_sft"]
+    console.print(
+        f"DPO over SFT: {gain['mean']:+.2f} judge points (95% interval {gain['interval'][0]:+.2f} to {gain['interval'][1]:+.2f})"
+    )
+    console.print(methods_table(results))
+    verdict = results["study"]["verdict"]
+    console.print(f"[bold]{verdict['headline']}[/] {' '.join(verdict['because'])}", highlight=False)
+    console.print(f"\nReport: [bold]{out / 'report.html'}[/]\nNext, on your own data:")
+    for command in results["next_commands"]:
+        console.print(f"  {command}", soft_wrap=True)
+
+
+def greedy_table(results: dict[str, Any]) -> Table:
+    """Every model as one would deploy it."""
+    table = Table(title=f"{results['num_test']:,} held-out functions, greedy summaries (best of n: the chosen one)")
+    for heading in ("", "judge score", "beats SFT", "beats human", "name words", "other's", "words"):
+        table.add_column(heading, justify="right" if heading else "left")
     for name, m in results["models"].items():
         low, high = m["judge"]["interval"]
         wins = [
             f"{100 * m[key]['mean']:.0f}%" if key in m else "" for key in ("wins_against_sft", "wins_against_human")
         ]
-        kl = f"{m['kl']['mean']:.2f}" if "kl" in m else ""
-        table.add_row(TITLES[name], f"{m['judge']['mean']:.2f} ± {(high - low) / 2:.2f}", *wins, kl, f"{100 * m['grounding']:.0f}%",
-                      f"{100 * m['grounding_other']:.0f}%", f"{m['words']:.1f}")  # fmt: skip
-    console.print(table)
-    gain = results["models"]["dpo"]["gain_over_sft"]
-    console.print(
-        f"DPO over SFT: {gain['mean']:+.2f} judge points (95% interval {gain['interval'][0]:+.2f} to {gain['interval'][1]:+.2f})"
-    )
-    console.print(f"\nReport: [bold]{out / 'report.html'}[/]\nNext, on your own data:")
-    for command in results["next_commands"]:
-        console.print(f"  {command}", soft_wrap=True)
+        shares = [f"{100 * m[key]:.0f}%" for key in ("grounding", "grounding_other")]
+        title = TITLES[name].removesuffix(" docstring")
+        table.add_row(title, f"{m['judge']['mean']:.2f} ± {(high - low) / 2:.2f}", *wins, *shares, f"{m['words']:.1f}")
+    return table
+
+
+def methods_table(results: dict[str, Any]) -> Table:
+    """The study: what each method gives, and what it costs."""
+    study, seconds = results["study"], results["study_seconds"]
+    table = Table(title=f"the same functions, summaries sampled at temperature {study['settings']['temperature']:g} ({START}: SFT)")
+    for heading in ("", "judge score", f"over {START}", f"beats {START}", "KL", "seconds to train", "draws an answer"):
+        table.add_column(heading, justify="right" if heading else "left")
+    for arm, wins in zip(study["arms"], study["matrix"], strict=True):
+        reward, gain, kl = (arm["main"][name] for name in ("reward", "gain", "kl"))
+        took = sum(seconds.get(arm["name"], {}).get(part, 0.0) for part in ("policy", "reward_model"))
+        table.add_row(
+            arm["name"], f"{reward['estimate']:.2f} ± {(reward['high'] - reward['low']) / 2:.2f}",
+            "" if wins[0] is None else f"{gain['estimate']:+.2f} ± {(gain['high'] - gain['low']) / 2:.2f}",
+            "" if wins[0] is None else f"{100 * wins[0]['estimate']:.0f}%", f"{kl['estimate']:.2f}",
+            f"{took:.0f}" if took else "", str(arm["cost"]["per_answer"]["draws"]),
+        )  # fmt: skip
+    return table

@@ -1,11 +1,8 @@
-"""What the quickstart measures on the held-out packages.
+"""What the models say of the held-out functions when they decode greedily, which is what one would deploy: judge score, wins, grounding,
+length, side by side; and what gaming the judge gives.
 
-    greedy       SFT and DPO, what one would deploy: judge score, wins, grounding, length
-    sampled      at the temperature of the preferences: best-of-n and DPO on the reward-KL plane; KL is between the policies
-                 at that temperature
-    reward model accuracy and calibration on fresh pairs of SFT samples
-
-The judge's true score is used here and nowhere in training. Intervals are 95%, over prompts.
+The judge's true score is used here and nowhere in training. Intervals are 95%, over functions.
+Left out: what is measured at the temperature of the preferences (reward against KL, the reward model's accuracy): the study's.
 """
 
 from __future__ import annotations
@@ -17,26 +14,18 @@ from typing import Any
 
 import numpy as np
 
-from trueline.align.annotator import preference
-from trueline.align.best_of_n import curve
-from trueline.align.group import Group, sample_row, scored
-from trueline.evals.calibration import pair_calibration
-from trueline.evals.interval import bootstrap_mean, normal_mean, paired_difference
-from trueline.evals.kl import sequence_kl
+from trueline.evals.interval import bootstrap_mean, paired_difference
 from trueline.evals.result import Interval
 from trueline.evals.winrate import win_rate
-from trueline.models.decoder import Decoder
-from trueline.models.files import load_model, load_scalar_model
-from trueline.models.scorer import PolicyScorer, RewardScorer
+from trueline.models.files import load_model
+from trueline.quickstart.functions import Function
 from trueline.quickstart.grounding import grounding
-from trueline.quickstart.harvest import Function
 from trueline.quickstart.pep257 import Pep257Judge
-from trueline.quickstart.stages import MAX_SUMMARY_TOKENS, NOISE, TEMPERATURE, draw, prompt_of
+from trueline.quickstart.stages import MAX_SUMMARY_TOKENS, draw, prompt_of
 from trueline.quickstart.words import split_name
 from trueline.records import Message, Sampling
 from trueline.tokens import Tokenizer
 
-BEST_OF = 8
 EXAMPLES = 20
 
 
@@ -49,9 +38,11 @@ class Bench:
     judge: Pep257Judge
     seed: int
 
-    def draw(self, model: Decoder, sampling: Sampling, what: str) -> list[Group]:
-        """Judged samples, one group per function."""
-        return draw(model, self.functions, self.tokenizer, self.judge, sampling, what)[0]
+    def greedy(self, folder: Path, what: str) -> list[str]:
+        """What a policy says of every function when it always takes its likeliest token."""
+        sampling = Sampling(temperature=0, max_new_tokens=MAX_SUMMARY_TOKENS)
+        groups, _ = draw(load_model(folder), self.functions, self.tokenizer, self.judge, sampling, what)
+        return [group.responses[0][-1].content for group in groups]
 
     def score(self, summaries: Sequence[str]) -> np.ndarray:
         """The judge's score of one text per function."""
@@ -63,55 +54,21 @@ class Bench:
         )
 
 
-def measure(bench: Bench, sft: Path, reward: Path, dpo: Path) -> dict[str, Any]:
-    """models, frontier, reward_model, examples, gaming: everything in the report that is about the models."""
-    sft_model, dpo_model = load_model(sft), load_model(dpo)
-    greedy = Sampling(temperature=0, max_new_tokens=MAX_SUMMARY_TOKENS)
-    texts = {
-        "human": [f.summary for f in bench.functions],
-        "sft": first_texts(bench.draw(sft_model, greedy, "SFT's summaries")),
-        "best-of-n": [""],
-        "dpo": first_texts(bench.draw(dpo_model, greedy, "DPO's summaries")),
-    }
-    sampled = bench.draw(
-        sft_model,
-        Sampling(n=BEST_OF, temperature=TEMPERATURE, max_new_tokens=MAX_SUMMARY_TOKENS, seed=bench.seed),
-        "SFT's samples",
-    )
-    rated = scored(sampled, RewardScorer(load_scalar_model(reward)))
-    texts["best-of-n"] = [g.responses[int(np.argmax(g.scores))][-1].content for g in rated]
+def measure(bench: Bench, sft: Path, trained: Mapping[str, Path], best: Mapping[str, str]) -> dict[str, Any]:
+    """models, examples, gaming. `trained`: name -> policy; `best`: prompt -> the summary that best-of-n chose."""
+    texts = {"human": [f.summary for f in bench.functions]} | {"sft": bench.greedy(sft, "SFT's summaries")}
+    texts["best-of-n"] = [best[prompt_of(f, bench.tokenizer)[0].content] for f in bench.functions]
+    texts |= {name: bench.greedy(folder, f"{name}'s summaries") for name, folder in trained.items()}
     scores = {name: bench.score(said) for name, said in texts.items()}
-    dpo_sampled = bench.draw(
-        dpo_model,
-        Sampling(n=2, temperature=TEMPERATURE, max_new_tokens=MAX_SUMMARY_TOKENS, seed=bench.seed),
-        "DPO's samples",
-    )
-    kl = policy_kl(dpo_sampled, sft_model)
     models = {name: describe(bench, texts[name], scores[name], scores) for name in texts}
-    models["sft"]["kl"] = {"mean": 0.0, "se": 0.0}
-    models["dpo"]["kl"] = {"mean": kl.estimate, "se": kl.se}
-    models["dpo"]["gain_over_sft"] = spread(paired_difference(scores["dpo"], scores["sft"], seed=bench.seed))
-    models["best-of-n"]["gain_over_sft"] = spread(
-        paired_difference(scores["best-of-n"], scores["sft"], seed=bench.seed)
-    )
+    for name in ("best-of-n", *trained):
+        models[name]["gain_over_sft"] = spread(paired_difference(scores[name], scores["sft"], seed=bench.seed))
     return {
         "num_test": len(bench.functions),
-        "best_of": BEST_OF,
         "models": models,
-        "sampled_gain": spread(paired_difference(group_means(dpo_sampled), group_means(sampled), seed=bench.seed)),
-        "frontier": frontier(sampled, rated, dpo_sampled, kl),
-        "reward_model": reward_quality(sampled, rated, bench.seed),
         "examples": examples(bench, texts, scores),
         "gaming": gaming(bench),
     }
-
-
-def first_texts(groups: Sequence[Group]) -> list[str]:
-    return [group.responses[0][-1].content for group in groups]
-
-
-def group_means(groups: Sequence[Group]) -> np.ndarray:
-    return np.array([float(np.mean(group.scores)) for group in groups])
 
 
 def spread(interval: Interval) -> dict[str, Any]:
@@ -141,63 +98,6 @@ def describe(
         if all_scores[other] is not scores_N:
             row[f"wins_against_{other}"] = spread(win_rate(scores_N, all_scores[other], seed=bench.seed).rate)
     return row
-
-
-def policy_kl(groups: Sequence[Group], reference: Decoder) -> Interval:
-    """KL(policy || reference) per response in nats, from the policy's own samples (estimator k1)."""
-    rows = [sample_row(group, range(len(group))) for group in groups]
-    reference_logps = np.concatenate(PolicyScorer(reference, temperature=TEMPERATURE).score(rows))
-    policy_logps = np.array([float(sample.logps.sum()) for group in groups for sample in group.samples])
-    return sequence_kl(policy_logps, reference_logps, [group.key for group in groups for _ in group.samples])
-
-
-def frontier(
-    sampled: Sequence[Group], rated: Sequence[Group], dpo_sampled: Sequence[Group], kl: Interval
-) -> list[dict[str, Any]]:
-    """Points of the reward-KL plane; best-of-n's KL is the bound log n - (n-1)/n, its score the unbiased estimate."""
-    points = []
-    for n, bound, values_P in curve(rated, [1, 2, 4, BEST_OF], [group.scores for group in sampled]):
-        mean = normal_mean(values_P)
-        label, model = ("SFT", "sft") if n == 1 else (f"best of {n}", "best-of-n")
-        points.append(
-            {"label": label, "model": model, "kl": bound, "kl_se": 0.0, "score": mean.estimate, "score_se": mean.se}
-        )
-    mean = normal_mean(group_means(dpo_sampled))
-    points.append(
-        {"label": "DPO", "model": "dpo", "kl": kl.estimate, "kl_se": kl.se, "score": mean.estimate, "score_se": mean.se}
-    )
-    return points
-
-
-def reward_quality(sampled: Sequence[Group], rated: Sequence[Group], seed: int) -> dict[str, Any]:
-    """Two random samples per prompt: against the annotator's noisy choice, and against the judge's own order."""
-    rng = np.random.default_rng([seed, 11])
-    gaps, clean = [], []
-    for truth, rating in zip(sampled, rated, strict=True):
-        a, b = rng.permutation(len(truth))[:2]
-        if truth.responses[a] == truth.responses[b]:
-            continue
-        better = truth.scores[a] - truth.scores[b]
-        gap = rating.scores[a] - rating.scores[b]
-        gaps.append(gap if rng.random() < preference(better, NOISE) else -gap)
-        if better != 0:
-            clean.append(float(gap * better > 0))
-    found = pair_calibration(gaps, bins=10, seed=seed)
-    bins = [
-        {"confidence": b.confidence, "accuracy": b.accuracy, "count": b.count}
-        for b in found.reliability.bins
-        if b.count
-    ]
-    return {
-        "accuracy": found.accuracy.estimate,
-        "accuracy_interval": [found.accuracy.low, found.accuracy.high],
-        "accuracy_clean": float(np.mean(clean)),
-        "num_pairs": len(gaps),
-        "ece": found.reliability.ece,
-        "null_ece": found.null_ece,
-        "temperature": found.temperature,
-        "reliability": bins,
-    }
 
 
 def examples(

@@ -26,17 +26,36 @@ from trueline.serve.engine import Engine
 from trueline.store import write_atomic
 from trueline.tokens import Tokenizer
 
-ROWS_PER_STEP = {"sft": 32, "reward": 4, "dpo": 32}
-"""Rows per optimizer step; a reward row is one prompt with its ranked summaries, a DPO row one with two."""
-SHARES = {"base": 0.0, "sft": 0.36, "sample": 0.12, "reward": 0.16, "dpo": 0.14, "evaluate": 0.14}
-"""Of the minutes; the rest is for the harvest and for what the probe misjudges."""
-SCRATCH_SHARES = {"base": 0.42, "sft": 0.12, "sample": 0.08, "reward": 0.07, "dpo": 0.1, "evaluate": 0.12}
+ROWS_PER_STEP = {"sft": 32, "reward": 4, "methods": 16}
+"""Rows per optimizer step; a reward row is one prompt with its ranked summaries, a row of a compared method a prompt."""
+SHARES = {"base": 0.0, "sft": 0.22, "sample": 0.08, "reward": 0.11, "methods": 0.4, "evaluate": 0.16}
+"""Of the minutes that the harvest leaves; the rest is for what the probe misjudges."""
+SCRATCH_SHARES = {"base": 0.36, "sft": 0.1, "sample": 0.05, "reward": 0.06, "methods": 0.25, "evaluate": 0.12}
 SUMMARY_TOKENS = 20
 """Length of a usual summary."""
 CANDIDATES = 8
 """Summaries sampled per prompt and ranked by the annotator."""
-LEAST = {"base": 20, "sft": 4, "sample": 48, "reward": 3, "dpo": 3, "evaluate": 32}
-MOST = {"base": 10**9, "sft": 10**9, "sample": 2400, "reward": 10**9, "dpo": 10**9, "evaluate": 600}
+LEAST = {"base": 20, "sft": 4, "sample": 64, "reward": 3, "methods": 2, "evaluate": 32}
+MOST = {"base": 10**9, "sft": 10**9, "sample": 2400, "reward": 10**9, "methods": 32, "evaluate": 600}
+"""32 updates of 16 prompts: every compared method sees about 500 prompts."""
+ANSWERS_PER_TEST_PROMPT = 55
+"""What a held-out prompt costs in sampled summaries: two for the reward model's test, twice eight to choose from, of every policy a greedy
+and two sampled ones, and reading them with two policies and the reward model."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """What a method takes for each prompt of an update. Learned and read: (rows, responses); a row holds its prompt once."""
+
+    draws: float
+    learned: tuple[float, float]
+    read: tuple[float, float]
+
+    def seconds(self, row_tokens: float, train_speed: float, sample_speed: float) -> float:
+        """From tokens per row of one response, trained tokens and sampled responses per second; reading is a third of training."""
+        prompt = row_tokens - SUMMARY_TOKENS
+        learned, read = (rows * prompt + responses * SUMMARY_TOKENS for rows, responses in (self.learned, self.read))
+        return self.draws / sample_speed + (learned + read / 3) / train_speed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +69,8 @@ class Plan:
     sft_steps: int
     preference_prompts: int
     reward_steps: int
-    dpo_steps: int
+    method_updates: int
+    """Of every compared method."""
     test_prompts: int
     training_tokens_per_second: float
     responses_per_second: float
@@ -72,30 +92,32 @@ def load_or_make(path: Path, minutes: float, seed: int, from_scratch: bool, make
 
 
 def make_plan(minutes: float, seed: int, from_scratch: bool, used_seconds: float, model: Decoder, tokenizer: Tokenizer, rows: Sequence[Row],
-              prompts: Sequence[np.ndarray]) -> Plan:  # fmt: skip
-    """Counts that fit `minutes`, of which `used_seconds` are gone. `rows` are SFT rows and `prompts` prompt ids of this data."""
+              prompts: Sequence[np.ndarray], costs: Sequence[Cost]) -> Plan:  # fmt: skip
+    """Counts that fit `minutes`, of which `used_seconds` are gone. `rows` are SFT rows and `prompts` prompt ids of this data, `costs`
+    those of the methods that are compared."""
     train_speed, sample_speed = training_speed(model, rows), sampling_speed(model, tokenizer, prompts)
-    seconds = max(20.0, 60 * minutes - used_seconds)
-    time_for = {stage: share * seconds for stage, share in (SCRATCH_SHARES if from_scratch else SHARES).items()}
+    seconds, shares = max(20.0, 60 * minutes - used_seconds), SCRATCH_SHARES if from_scratch else SHARES
     row_tokens = float(np.mean([tree_tokens(row) for row in rows]))
-    group_tokens, pair_tokens = row_tokens + (CANDIDATES - 1) * SUMMARY_TOKENS, row_tokens + SUMMARY_TOKENS
+    group_tokens = row_tokens + (CANDIDATES - 1) * SUMMARY_TOKENS
+    per_update = ROWS_PER_STEP["methods"] * sum(cost.seconds(row_tokens, train_speed, sample_speed) for cost in costs)
+    updates = fit("methods", shares["methods"] * seconds / per_update)
+    others = max(1.0, (1 - updates * per_update / seconds) / (1 - shares["methods"]))  # get what the methods have no use for
 
-    def steps(stage: str, tokens_per_row: float, cost: float = 1.0) -> int:
-        per_step = ROWS_PER_STEP[stage] * tokens_per_row * cost / train_speed
-        return fit(stage, time_for[stage] / per_step)
+    def count(stage: str, each: float) -> int:
+        return fit(stage, others * shares[stage] * seconds / each)
 
-    prompts_ranked = fit("sample", time_for["sample"] * sample_speed / CANDIDATES)
-    one_pass = max(1, prompts_ranked // ROWS_PER_STEP["dpo"])
+    prompts_ranked = count("sample", CANDIDATES / sample_speed)
+    one_pass = prompts_ranked // ROWS_PER_STEP["reward"]  # a second one learns the annotator's noise
     return Plan(
         minutes=minutes,
         seed=seed,
         from_scratch=from_scratch,
-        base_steps=fit("base", time_for["base"] * train_speed / 4096) if from_scratch else 0,
-        sft_steps=steps("sft", row_tokens),
+        base_steps=count("base", 4096 / train_speed) if from_scratch else 0,
+        sft_steps=count("sft", ROWS_PER_STEP["sft"] * row_tokens / train_speed),
         preference_prompts=prompts_ranked,
-        reward_steps=steps("reward", group_tokens),
-        dpo_steps=min(one_pass, steps("dpo", pair_tokens, cost=4 / 3)),  # a second pass learns the annotator's noise
-        test_prompts=fit("evaluate", time_for["evaluate"] * sample_speed / 16),
+        reward_steps=min(one_pass, count("reward", ROWS_PER_STEP["reward"] * group_tokens / train_speed)),
+        method_updates=updates,
+        test_prompts=count("evaluate", ANSWERS_PER_TEST_PROMPT / sample_speed),
         training_tokens_per_second=round(train_speed, 1),
         responses_per_second=round(sample_speed, 2),
     )

@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Protocol
 
-from trueline.quickstart.harvest import Function
+from trueline.quickstart.functions import Function
 from trueline.quickstart.words import split_name
 
 MAX_CALLED_WORDS = 24

@@ -1,8 +1,9 @@
 """The quickstart's report: one HTML file that opens offline, with plots as inline SVG and no script.
 
-    write_report(results, path)      results: the dictionary that stages.evaluate_stage() also keeps as results.json
+    write_report(results, path)      results: what job.run also keeps as results.json; results["study"] is the comparison of the methods
 
-Left out: measuring anything. Every figure shown here was computed by the stages; this file only lays it out.
+Left out: measuring anything. Every figure shown here was computed by the stages; this file only lays it out, and what the study says
+is laid out by the study's own report.
 """
 
 from __future__ import annotations
@@ -12,11 +13,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from trueline.quickstart.methods import BEST, ENTRANTS
 from trueline.store import write_atomic
 from trueline.study.page import INK, STYLE, half, new_figure, percent, to_svg
+from trueline.study.plots import calibration_plot, colours, cost_plot, frontier_plot, gain_plot, over_optimisation_plot
+from trueline.study.report import COST_NOTE, MATRIX_NOTE, MORE_STYLE, arm_table, cost_table, matrix_table, verdict_box
+from trueline.study.report import legend as study_legend
+from trueline.study.verdict import START
 
-COLOURS = {"human": "#8a8f98", "sft": "#4c78d0", "best-of-n": "#d98a29", "dpo": "#2f9e6e"}
-TITLES = {"human": "Human docstring", "sft": "SFT", "best-of-n": "Best-of-n", "dpo": "DPO"}
+ARMS = {"sft": START, "best-of-n": BEST} | {entrant.folder: entrant.title for entrant in ENTRANTS}
+"""The study's name of each model."""
+TITLES = ARMS | {"human": "Human docstring", "sft": "SFT", "best-of-n": BEST.capitalize()}
+HUMAN = "#b08968"
 
 
 def write_report(results: Mapping[str, Any], path: Path) -> None:
@@ -26,27 +34,32 @@ def write_report(results: Mapping[str, Any], path: Path) -> None:
 
 def page(results: Mapping[str, Any]) -> str:
     """The whole HTML text."""
-    plots = [
-        ("Judge score on held-out functions", score_plot(results), "Mean and 95% interval over prompts."),
-        ("Reward against distance", frontier_plot(results), "Each point is a policy: KL from SFT and judge score."),
-        (
-            "Is the reward model honest?",
-            calibration_plot(results),
-            "Share of pairs it gets right, by its own confidence.",
-        ),
-        ("Training", curves_plot(results), "Smoothed over the run."),
+    study, paint = results["study"], colours(results["study"])
+    first = [
+        ("Judge score on held-out functions", score_plot(results), "Greedy summaries: mean and 95% interval over functions."),
+        ("Reward against distance", frontier_plot(study, paint), f"Sampled summaries: KL from {START} (SFT) and judge score."),
     ]
-    figures = "\n".join(
-        f"<figure><figcaption><b>{html.escape(title)}</b><br><small>{html.escape(note)}</small></figcaption>{svg}</figure>"
-        for title, svg, note in plots
-    )
+    more = [
+        ("What each method gains", gain_plot(study, paint), "Sampled summaries: judge score less SFT's; the intervals hold together."),
+        ("What training costs", cost_plot(study, paint), "Million token positions; a forward counts a third."),
+        ("Learned against true reward", over_optimisation_plot(study, paint),
+         "Gain in standard deviations of SFT's: solid by the judge, dashed by the reward model."),
+        ("Is the reward model honest?", calibration_plot(study), "Share of pairs it gets right, by its own confidence."),
+        ("Training", curves_plot(results), "Smoothed over the run."),
+    ]  # fmt: skip
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<title>Trueline quickstart</title><style>{STYLE}</style></head><body><main>
+<title>Trueline quickstart</title><style>{STYLE}{MORE_STYLE}</style></head><body><main>
 <header><h1>Trueline quickstart</h1><p class="lead">{headline(results)}</p>{quality_note(results)}</header>
 <h2>Result</h2>{summary_table(results)}
 <p class="note">{html.escape(legend(results))}</p>
-<div class="plots">{figures}</div>
+<div class="plots">{figures(first)}</div>
+<h2>Which method to choose</h2>{verdict_box(study)}
+<p class="note">{html.escape(how_compared(results))}</p>
+{arm_table(study, results["study_seconds"], paint)}<p class="note">{html.escape(study_legend(study))}</p>
+<h3>Who wins against whom</h3>{matrix_table(study, paint)}<p class="note">{MATRIX_NOTE}</p>
+<h3>Cost</h3>{cost_table(study, results["study_seconds"], paint)}<p class="note">{html.escape(COST_NOTE)}</p>
+<div class="plots">{figures(more)}</div>
 <h2>Can the judge be gamed?</h2>{gaming_table(results)}
 <h2>Side by side</h2><p class="note">{len(results["examples"])} held-out functions, drawn by seed {results["seed"]}.</p>
 {examples(results)}
@@ -55,6 +68,32 @@ def page(results: Mapping[str, Any]) -> str:
 <h2>Next, on your own data</h2><ol>{"".join(f"<li><code>{html.escape(c)}</code></li>" for c in results["next_commands"])}</ol>
 </main></body></html>
 """
+
+
+def figures(plots: Sequence[tuple[str, str, str]]) -> str:
+    """(title, SVG, note) each."""
+    return "\n".join(
+        f"<figure><figcaption><b>{html.escape(title)}</b><br><small>{html.escape(note)}</small></figcaption>{svg}</figure>"
+        for title, svg, note in plots
+    )
+
+
+def paints(results: Mapping[str, Any]) -> dict[str, str]:
+    """Model -> the colour that it has in the study's plots, too."""
+    found = colours(results["study"])
+    return {"human": HUMAN} | {name: found[arm] for name, arm in ARMS.items()}
+
+
+def how_compared(results: Mapping[str, Any]) -> str:
+    """What is equal among the methods, and what is not."""
+    study = results["study"]
+    return (
+        f"A study (trueline study) from the SFT model, here called {START}: {study['budget']} per method, of "
+        f"{study['settings']['per_device_train_batch_size']} functions each, one trial at a learning rate that pilots on training "
+        f"packages found, one seed ({results['seed']}). DPO learns from the rankings of {study['comparisons']:,} functions; the others ask "
+        f"the one reward model that learned from the same rankings. {study['settings']['samples']} sampled summaries (temperature "
+        f"{study['settings']['temperature']:g}) for each of {study['answered']:,} held-out functions; the PEP 257 rule judges."
+    )
 
 
 def headline(results: Mapping[str, Any]) -> str:
@@ -80,14 +119,16 @@ def summary_table(results: Mapping[str, Any]) -> str:
         "<tr><th>Model</th><th>Judge score</th><th>Wins against SFT</th><th>Wins against human</th><th>KL from SFT</th>"
         "<th>Name words spoken of</th><th>same, other function</th><th>Recall of unseen words, above chance</th><th>Words</th></tr>"
     )
-    body = []
+    body, paint = [], paints(results)
+    mains = {arm["name"]: arm["main"] for arm in results["study"]["arms"]}
     for name, m in results["models"].items():
+        kl = mains[ARMS[name]]["kl"] if name in ARMS else None
         cells = [
-            f'<span class="dot" style="background:{COLOURS[name]}"></span>{TITLES[name]}',
+            f'<span class="dot" style="background:{paint[name]}"></span>{TITLES[name]}',
             f"{m['judge']['mean']:.2f} <small>± {half(m['judge']['interval']):.2f}</small>",
             rate(m.get("wins_against_sft")),
             rate(m.get("wins_against_human")),
-            f"{m['kl']['mean']:.2f} <small>± {1.96 * m['kl']['se']:.2f}</small>" if m.get("kl") else "–",
+            f"{kl['estimate']:.2f} <small>± {(kl['high'] - kl['low']) / 2:.2f}</small>" if kl else "–",
             percent(m["grounding"]),
             percent(m["grounding_other"]),
             recall(m) if name != "human" else "–",
@@ -99,15 +140,16 @@ def summary_table(results: Mapping[str, Any]) -> str:
 
 def legend(results: Mapping[str, Any]) -> str:
     """What the columns mean, and the reward model in one sentence."""
-    rm = results["reward_model"]
+    (rm,) = results["study"]["calibration"]
+    right = [percent(rm["accuracy"][part]) for part in ("estimate", "low", "high")]
     return (
-        f"SFT and DPO decode greedily; best-of-n takes what the reward model likes best of {results['best_of']} samples. "
+        f"Trained models decode greedily; {BEST} takes what the reward model likes best of its samples. "
         "Judge score: the PEP 257 rule, 0 to 10. Wins count ties as half; intervals are 95%. KL in nats per response, on "
-        "sampled responses at their temperature. Name words: share of the function's name that its summary speaks of; beside it "
-        "the same against another function's name. Recall: content words of the human docstring that occur in neither name nor "
-        "arguments; above chance: minus the same against other functions' docstrings. "
-        f"Reward model: {percent(rm['accuracy'])} of {rm['num_pairs']:,} held-out noisy choices, "
-        f"{percent(rm['accuracy_clean'])} of the judge's own order, calibration error {rm['ece']:.3f}."
+        f"sampled responses at their temperature; of {BEST} the bound. Name words: share of the function's name that its summary speaks "
+        "of; beside it the same against another function's name. Recall: content words of the human docstring that occur in neither "
+        "name nor arguments; above chance: minus the same against other functions' docstrings. "
+        f"Reward model: right on {right[0]} ({right[1]} to {right[2]}) of {rm['pairs']:,} noisy choices between SFT's summaries of "
+        f"held-out functions, calibration error {rm['reliability']['ece']:.3f} (a perfect one of this size: {rm['null_ece']:.3f})."
     )
 
 
@@ -126,10 +168,10 @@ def gaming_table(results: Mapping[str, Any]) -> str:
 
 def examples(results: Mapping[str, Any]) -> str:
     """Prompts with the summaries of all models side by side."""
-    blocks = []
+    blocks, paint = [], paints(results)
     for example in results["examples"]:
         rows = "".join(
-            f'<tr><td><span class="dot" style="background:{COLOURS[name]}"></span>{TITLES[name]}</td>'
+            f'<tr><td><span class="dot" style="background:{paint[name]}"></span>{TITLES[name]}</td>'
             f"<td>{html.escape(text)}</td><td>{score:.2f}</td></tr>"
             for name, (text, score) in example["summaries"].items()
         )
@@ -161,62 +203,16 @@ def settings(results: Mapping[str, Any]) -> str:
 
 def score_plot(results: Mapping[str, Any]) -> str:
     """The judge's score of every model, with its interval."""
-    figure, axes = new_figure()
+    (figure, axes), paint = new_figure(), paints(results)
     for place, (name, m) in enumerate(results["models"].items()):
         low, high = m["judge"]["interval"]
         mean = m["judge"]["mean"]
-        axes.bar(place, mean, color=COLOURS[name], width=0.62)
+        axes.bar(place, mean, color=paint[name], width=0.62)
         axes.errorbar(place, mean, yerr=[[mean - low], [high - mean]], color=INK, capsize=4, lw=1.2)
         axes.text(place, 0.2, f"{mean:.2f}", ha="center", va="bottom", color="white", fontsize=10)
-    axes.set_xticks(range(len(results["models"])), [TITLES[name] for name in results["models"]])
+    axes.set_xticks(range(len(results["models"])), [TITLES[name].replace(" ", "\n", 1) for name in results["models"]])
     axes.set_ylabel("judge score")
     axes.set_ylim(0, 10)
-    return to_svg(figure)
-
-
-def frontier_plot(results: Mapping[str, Any]) -> str:
-    """Judge score against distance from the tuned model."""
-    figure, axes = new_figure()
-    for point in results["frontier"]:
-        colour = COLOURS[point["model"]]
-        axes.errorbar(
-            point["kl"],
-            point["score"],
-            xerr=1.96 * point["kl_se"],
-            yerr=1.96 * point["score_se"],
-            color=colour,
-            fmt="o",
-        )
-        left = point["model"] == "dpo"  # best-of-n, which it may come close to, is labelled on the right
-        axes.annotate(
-            point["label"],
-            (point["kl"], point["score"]),
-            xytext=(-7, 7) if left else (7, -11),
-            ha="right" if left else "left",
-            textcoords="offset points",
-            color=INK,
-        )
-    axes.margins(0.18)
-    axes.set_xlabel("KL from SFT (nats per response)")
-    axes.set_ylabel("judge score")
-    return to_svg(figure)
-
-
-def calibration_plot(results: Mapping[str, Any]) -> str:
-    """Confidence of the reward model against how often it is right."""
-    figure, axes = new_figure()
-    bins = [b for b in results["reward_model"]["reliability"] if b["count"] > 0]
-    axes.plot([0.5, 1], [0.5, 1], color=INK, lw=0.8, ls="--")
-    largest = max((b["count"] for b in bins), default=1)
-    axes.scatter(
-        [b["confidence"] for b in bins],
-        [b["accuracy"] for b in bins],
-        s=[15 + 160 * b["count"] / largest for b in bins],
-        color="#8d6cc4",
-    )
-    axes.set_xlabel("confidence of the reward model")
-    axes.set_ylabel("share right")
-    axes.set_ylim(0, 1.05)
     return to_svg(figure)
 
 

@@ -18,8 +18,8 @@ from trueline.models.config import DecoderConfig
 from trueline.models.files import new_model
 from trueline.objectives.next_token import NextToken
 from trueline.quickstart.corpus_rows import name_rows
+from trueline.quickstart.functions import Function
 from trueline.quickstart.grounding import name_share
-from trueline.quickstart.harvest import Function
 from trueline.quickstart.prompts import prompt_text
 from trueline.records import Row
 from trueline.tokens import load_tokenizer, train_tokenizer

@@ -16,7 +16,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from trueline.quickstart.harvest import Function, normalised
+from trueline.quickstart.functions import Function, normalised
 from trueline.quickstart.words import STOP_WORDS
 from trueline.run import Bar
 

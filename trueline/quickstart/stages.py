@@ -1,10 +1,10 @@
 """The quickstart's stages: each reads what the ones before left on disk, writes its own, and is skipped when that is complete.
 
-    harvest -> (base) -> sft -> rankings, pairs -> reward -> dpo -> evaluation -> report.html
+    harvest -> (base) -> sft -> preferences -> reward
 
-    out/  plan.json  sft/  rankings.jsonl  pairs.jsonl  reward/  dpo/  results.json  report.html  stages.json (seconds)
+    out/  plan.json  sft/  preferences/  reward/  stages.json (seconds)
 
-Left out: what is measured and how (measure), the page (report).
+Left out: the methods that are compared (methods), what is measured and how (measure), the page (report).
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from trueline.align.group import Group, keep
 from trueline.align.rollouts import rollouts
 from trueline.models.decoder import Decoder
 from trueline.models.files import load_model
-from trueline.objectives.dpo import DPO
 from trueline.objectives.reward import Reward
 from trueline.objectives.sft import SFT
-from trueline.quickstart.harvest import Function, Harvest, harvest
+from trueline.quickstart.functions import Function
+from trueline.quickstart.harvest import Harvest, harvest
 from trueline.quickstart.pep257 import Pep257Judge, learn_prose
 from trueline.quickstart.plan import CANDIDATES, ROWS_PER_STEP, Plan
 from trueline.quickstart.prompts import prompt_text
@@ -50,6 +50,10 @@ TEMPERATURE = 0.8
 """Of sampled summaries: close to what one would deploy, and still different from one another."""
 NOISE = 0.5
 """The annotator prefers a over b with probability sigmoid((score a - score b) / NOISE); scores run from 0 to 10."""
+TUNING = 8
+"""Rankings that are not trained on; the rates were found by pilots, so this many only show that all is well."""
+TEST_SEED = 2**20
+"""Draws the summaries that the reward model is tested with: no seed of the comparison, so no model is tested with its own answers."""
 MAX_PREFERENCE_SHARE = 0.2
 """Of the training functions, at most this share is kept for preferences; SFT never sees them."""
 
@@ -147,25 +151,52 @@ def draw(
         return rollouts(prompts, engine, judge, sampling, encode=encode, decode=engine.text), engine
 
 
-def compare(sft: Path, data: Data, tokenizer: Tokenizer, plan: Plan, rankings: Path, pairs: Path) -> str:
-    """Several summaries per prompt from the SFT model, ranked by an annotator who follows the judge with noise.
+def compare(sft: Path, data: Data, tokenizer: Tokenizer, plan: Plan, out: Path) -> str:
+    """Summaries of the SFT model, ranked by an annotator who follows the judge with noise: train.jsonl and tuning.jsonl are of training
+    packages, report.jsonl (two summaries each, to test the reward model with) of the held-out ones.
 
-    The reward model learns from whole rankings, DPO from the first against the last: the clearest choice of each prompt.
     Returns what is to be said about the sampler.
     """
+    model, held = load_model(sft), held_out(data, tokenizer, plan)
+    functions = distinct(data.preference, plan.preference_prompts, tokenizer, but=held)
     sampling = Sampling(n=CANDIDATES, temperature=TEMPERATURE, max_new_tokens=MAX_SUMMARY_TOKENS, seed=plan.seed)
-    functions = data.preference[: plan.preference_prompts]
-    groups, engine = draw(load_model(sft), functions, tokenizer, data.judge, sampling, "summaries")
-    finished = keep(groups, lambda sample: sample.finish_reason == "stop")
-    ranked = rankings_by_plackett_luce(finished, NOISE, plan.seed, source="quickstart")
-    write_rows((first_and_last(comparison) for comparison in ranked), pairs, "trueline")
-    write_rows(ranked, rankings, "trueline")
+    groups, engine = draw(model, functions, tokenizer, data.judge, sampling, "summaries")
+    ranked = rankings_by_plackett_luce(finished(groups), NOISE, plan.seed, source="quickstart")
+    two = replace(sampling, n=2, seed=TEST_SEED + plan.seed)
+    pairs = draw(model, held, tokenizer, data.judge, two, "summaries to test with")[0]
+    decided = {c.prompt: c for c in rankings_by_plackett_luce(finished(pairs), NOISE, plan.seed, source="quickstart")}
+    report = [decided.get(group.prompt) or tie(group) for group in pairs]
+    for side, comparisons in {"train": ranked[TUNING:], "tuning": ranked[:TUNING], "report": report}.items():
+        write_rows(comparisons, out / f"{side}.jsonl", "trueline")
     return str(engine.agreement)
 
 
-def first_and_last(ranked: Comparison) -> Comparison:
-    """The pair of the best and the worst of a ranking."""
-    return replace(ranked, responses=(ranked.responses[0], ranked.responses[-1]), judgement=Ranking((1, 2)))
+def held_out(data: Data, tokenizer: Tokenizer, plan: Plan) -> list[Function]:
+    """The functions that everything is measured on."""
+    return distinct(data.test, plan.test_prompts, tokenizer)
+
+
+def distinct(functions: Sequence[Function], most: int, tokenizer: Tokenizer, but: Sequence[Function] = ()) -> list[Function]:
+    """The first so many whose prompts differ from one another's and from those of `but`: what differs in two functions may be cut."""
+    seen, found = {prompt_of(function, tokenizer) for function in but}, list[Function]()
+    for function in functions:
+        prompt = prompt_of(function, tokenizer)
+        if len(found) < most and prompt not in seen:
+            seen.add(prompt)
+            found.append(function)
+        if len(found) == most:
+            break
+    return found
+
+
+def finished(groups: Sequence[Group]) -> list[Group]:
+    """Without summaries that were cut."""
+    return keep(groups, lambda sample: sample.finish_reason == "stop")
+
+
+def tie(group: Group) -> Comparison:
+    """Two summaries that nobody could choose between: the same text, or cut ones."""
+    return Comparison(prompt=group.prompt, responses=group.responses[:2], judgement=Ranking((1, 1)), source="quickstart")
 
 
 def reward_model(sft: Path, rankings: Path, plan: Plan, out: Path) -> Path:
@@ -173,14 +204,5 @@ def reward_model(sft: Path, rankings: Path, plan: Plan, out: Path) -> Path:
     return train(
         Reward(center_rewards_coefficient=0.01), sft, rankings, out=out, max_steps=plan.reward_steps, eval_share=0.1,
         per_device_train_batch_size=ROWS_PER_STEP["reward"], max_length=MAX_LENGTH, learning_rate=2e-4, lr_scheduler_type="linear",
-        warmup_ratio=0.1, save_steps=100, logging_steps=2, seed=plan.seed,
-    )  # fmt: skip
-
-
-def prefer(sft: Path, pairs: Path, plan: Plan, out: Path) -> Path:
-    """DPO on the pairs, both summaries of a prompt from one pass over it."""
-    return train(
-        DPO(beta=0.1), sft, pairs, out=out, max_steps=plan.dpo_steps,
-        per_device_train_batch_size=ROWS_PER_STEP["dpo"], max_length=MAX_LENGTH, learning_rate=5e-5, lr_scheduler_type="linear",
         warmup_ratio=0.1, save_steps=100, logging_steps=2, seed=plan.seed,
     )  # fmt: skip
