@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.tiny import lines, tiny_model
 from trueline.records import Comparison
 from trueline.rows import read_rows
 
@@ -19,22 +20,7 @@ ROWS = [{"prompt": f"Do you {verb} the {noun}?", "chosen": f"yes {noun}", "rejec
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model folder: 1 layer, 16 wide, with its tokenizer."""
-    from trueline.models.config import DecoderConfig
-    from trueline.models.files import new_model, save_model
-    from trueline.tokens import train_tokenizer
-
-    folder = tmp_path_factory.mktemp("model") / "tiny"
-    tokenizer = train_tokenizer([json.dumps(row) for row in ROWS] * 5, vocab_size=320)
-    shape = {
-        "architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "hidden_size": 16, "intermediate_size": 32,
-        "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8,
-        "vocab_size": tokenizer.vocab_size, "max_position_embeddings": 128, "rms_norm_eps": 1e-6, "rope_theta": 1e4,
-        "tie_word_embeddings": True, "hidden_act": "silu", "eos_token_id": tokenizer.eos_id,
-        "pad_token_id": tokenizer.pad_id,
-    }  # fmt: skip
-    save_model(new_model(DecoderConfig.from_hf(shape), seed=0), folder)
-    tokenizer.save(folder)
-    return folder
+    return tiny_model(tmp_path_factory.mktemp("model") / "tiny", lines(ROWS) * 5, layers=1, width=16, context=128)
 
 
 @pytest.fixture(scope="session")

@@ -113,6 +113,15 @@ def test_drawn_responses_that_go_wrong(lines: list[dict[str, float]], fires: set
     assert warned(lines) == fires
 
 
+def test_what_to_go_back_to_is_from_before_the_trend() -> None:
+    """The lines of steps 30, 40, 50 agree: a checkpoint of step 40 is ill, too."""
+    said: list[str] = []
+    watcher = watch.Watch(lambda name, text: said.append(text), lambda step: f"checkpoint-{step // 20 * 20} is from before it")
+    for number, kl in enumerate((1.0, 2.0, 11.0, 14.0, 20.0), 1):
+        watcher.metrics(drawn(objective_of_kl=kl), 10 * number)
+    assert len(said) == 1 and "; checkpoint-20 is from before it (documentation: " in said[0]
+
+
 def test_facts_of_a_step_are_counted() -> None:
     """Two responses share a prompt of two tokens; the padding comes from the layout that is computed."""
     rows = [row([5, 6, 7, 1], [5, 6, 8]), row([9, 9, 1], [9, 9, 2, 1])]

@@ -50,6 +50,13 @@ class Keeper:
             self._save(self.state, self.feed.state())
             self.ranks.gather("saved")  # nobody goes on, or ends, before it is there
 
+    def before(self, step: int) -> str:
+        """What there is to go back to from before the log line of this step."""
+        earlier = next((path for saved, path in checkpoints(self.run.folder) if saved <= step and is_complete(path)), None)
+        if earlier is None:
+            return f"no checkpoint is from before it (save_steps is {self.config.save_steps})"
+        return f"{earlier} is from before it"
+
     @contextmanager
     def rescue(self) -> Iterator[None]:
         """Save what can be saved when a round fails."""

@@ -66,8 +66,8 @@ def run_loop(
     """
     budget = Budget(rows=config.per_device_train_batch_size, tokens=config.max_tokens_per_batch)
     rounds, logged = iter(feed), (time.monotonic(), state.num_tokens)
-    watch, begun, clock = Watch(run.warn), False, Stopwatch()
     keeper = Keeper(run, model, optimizer, feed, write_model, config.save, ranks, state)
+    watch, begun, clock = Watch(run.warn, keeper.before), False, Stopwatch()
     if evaluation is None and eval_rows:
         evaluation = partial(evaluate, objective, model, eval_rows, crew, config.bf16, budget, ranks)
     refuse_unknown_metric(objective, model, eval_rows, crew, budget, config.evals.metric_for_best_model)
@@ -80,7 +80,7 @@ def run_loop(
         place = {"learning_rate": rate, "epoch": feed.epoch, "num_tokens": now[1], "tokens_per_second": speed}
         counts, means = state.counts(), state.take_means()
         run.log(state.step, means | place | clock.take(), counts)
-        watch.metrics(means)
+        watch.metrics(means, state.step)
 
     with stop_signals() as stopping, run.progress(state.total_steps, objective.verb, start=state.step) as bar, keeper.rescue():
         model.train()

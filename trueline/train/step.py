@@ -121,6 +121,6 @@ def refuse_nonfinite(sums: Sums, step: Sequence[Batch], number: int, folder: Pat
             keep_rows(path, [row for batch in step for row in batch.rows])
         ranks.gather("kept")
         raise ValueError(
-            f"step {number} has loss {loss} and gradient norm {norm}: not taken; its rows are in {path}; train the last checkpoint "
-            "further with another --out and a lower learning_rate, and without bf16"
+            f"step {number} has loss {loss} and gradient norm {norm}: not taken; its rows are in {path}; lower learning_rate (by "
+            "ten, to begin with) and leave out bf16, from the start or from the last good checkpoint (--model CHECKPOINT --out ANOTHER)"
         )

@@ -30,12 +30,12 @@ ADVICE = {
     "both-log-probs-fall": "lower learning_rate or the epochs, raise objective.beta, or train on the chosen responses first",
     "kl-in-reward": "give --objective.kl_estimator k1, or take a method with the KL as a loss (grpo)",
     "responses-never-end": "look at samples.jsonl, and see whether rows are cut or end without a stop token",
-    "responses-empty": "see what the judge gives an empty response, lower learning_rate, and go back to a checkpoint before this",
+    "responses-empty": "see what the judge gives an empty response, and lower learning_rate",
     "rewards-all-equal": "try the judge on two responses by hand (--sample_steps 1 shows some), raise num_generations or "
     "temperature, or start from a better model",
     "responses-cut": "raise max_completion_length, or tune the model on responses that end first (trueline sft)",
-    "kl-runs-away": "lower learning_rate or the steps per round, or raise objective.kl_coef; a checkpoint before this is better",
-    "policy-collapses": "lower learning_rate (by ten, to begin with) and go back to the start or to a checkpoint before this",
+    "kl-runs-away": "lower learning_rate or the steps per round, or raise objective.kl_coef",
+    "policy-collapses": "lower learning_rate (by ten, to begin with)",
     "responses-lengthen": "read some (--sample_steps 1): if the judge likes length, raise objective.kl_coef or judge by another rule",
 }
 LINES = 3
@@ -45,8 +45,9 @@ LINES = 3
 class Watch:
     """Hands each warning to `warn` (which says it once)."""
 
-    def __init__(self, warn: Callable[[str, str], None]):
-        self.warn = warn
+    def __init__(self, warn: Callable[[str, str], None], before: Callable[[int], str] = lambda step: ""):
+        """`before` names the newest checkpoint that is no later than a step."""
+        self.warn, self.before = warn, before
         self.lines: deque[Mapping[str, float]] = deque(maxlen=LINES)
         self.rounds: list[Mapping[str, float]] = []
         """The first line with rewards of drawn responses, and the last ones."""
@@ -54,28 +55,30 @@ class Watch:
     def rows(self, rows: Sequence[Row], stop_ids: Sequence[int]) -> None:
         self._say("stop-token-never-trained", never_stops(rows, stop_ids))
 
-    def metrics(self, line: Mapping[str, float]) -> None:
+    def metrics(self, line: Mapping[str, float], step: int = 0) -> None:
         self.lines.append(line)
         self._say("both-log-probs-fall", displaced(list(self.lines)))
         self._say("kl-in-reward", pushes(line))
         if "reward" in line:
-            self.rounds = [*self.rounds[:1], *self.rounds[1:][1 - LINES :], line]
-            first, *last = self.rounds
-            self._say("rewards-all-equal", flat(self.rounds[-LINES:]))
-            self._say("responses-empty", empty(self.rounds[-LINES:]))
-            self._say("responses-cut", cut_off(self.rounds[-LINES:]))
-            self._say("kl-runs-away", runs_away(self.rounds[-LINES:]))
-            self._say("responses-lengthen", lengthened(first, last))
-            self._say("policy-collapses", collapsed(first, last))
+            self.rounds = [*self.rounds[:1], *self.rounds[1:][1 - LINES :], {**line, "step": step}]
+            (first, *last), newest = self.rounds, self.rounds[-LINES:]
+            since = int(newest[0]["step"])
+            self._say("rewards-all-equal", flat(newest))
+            self._say("responses-cut", cut_off(newest))
+            self._say("responses-empty", empty(newest), since)
+            self._say("kl-runs-away", runs_away(newest), since)
+            self._say("responses-lengthen", lengthened(first, last), since)
+            self._say("policy-collapses", collapsed(first, last), since)
 
     def samples(self, samples: Sequence[Mapping[str, Any]], done: float) -> None:
         """`done`: share of the run that is over; a model at its beginning may well ramble."""
         if done >= 0.5:
             self._say("responses-never-end", endless(samples))
 
-    def _say(self, name: str, text: str) -> None:
+    def _say(self, name: str, text: str, since: int | None = None) -> None:
         if text:
-            self.warn(name, f"{text}; {ADVICE[name]} (documentation: {PAGE}, {name})")
+            good = self.before(since) if since is not None else ""
+            self.warn(name, f"{text}; {ADVICE[name]}{f'; {good}' if good else ''} (documentation: {PAGE}, {name})")
 
 
 def never_stops(rows: Sequence[Row], stop_ids: Sequence[int]) -> str:
