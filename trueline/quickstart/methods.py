@@ -58,7 +58,7 @@ ENTRANTS = (
         cost=Cost(draws=16, learned=(2, 4), read=(3, 20)),
     ),
     Entrant(
-        folder="ppo", title="PPO", method="ppo:num_generations=4,num_iterations=2,critic=shared,kl_coef=0.1,learning_rate=1e-4",
+        folder="ppo", title="PPO", method="ppo:num_generations=4,num_iterations=2,critic=shared,kl_coef=0.1,learning_rate=7e-5",
         cost=Cost(draws=2, learned=(1, 4), read=(1.5, 6)),
     ),
     Entrant(
@@ -82,7 +82,9 @@ def arms() -> tuple[Arm, ...]:
 
 def compare_methods(sft: Path, reward: Path, preferences: Path, judge: Pep257Judge, plan: Plan, out: Path, console: Console) -> None:
     """Run the study in `out`/study, and lay the models out beside it."""
-    parts = Parts(judge=(), **{side: comparisons(preferences / f"{side}.jsonl") for side in ("train", "tuning", "report")})
+    train, tuning, report = (comparisons(preferences / f"{side}.jsonl") for side in ("train", "tuning", "report"))
+    used = plan.method_updates * ROWS_PER_STEP["methods"]  # as many as the updates take, each once
+    parts = Parts(train=train[:used], judge=(), tuning=tuning, report=report)
     settings = Settings(
         seeds=(plan.seed,), learning_rates=(1e-4,), per_device_train_batch_size=ROWS_PER_STEP["methods"], max_length=MAX_LENGTH,
         checkpoints=1, report_prompts=0, tuning_prompts=0, samples=SAMPLES, temperature=TEMPERATURE, max_new_tokens=MAX_SUMMARY_TOKENS,

@@ -100,7 +100,7 @@ def make_plan(minutes: float, seed: int, from_scratch: bool, used_seconds: float
     row_tokens = float(np.mean([tree_tokens(row) for row in rows]))
     group_tokens = row_tokens + (CANDIDATES - 1) * SUMMARY_TOKENS
     per_update = ROWS_PER_STEP["methods"] * sum(cost.seconds(row_tokens, train_speed, sample_speed) for cost in costs)
-    updates = fit("methods", shares["methods"] * seconds / per_update)
+    updates = fit("methods", shares["methods"] * seconds / per_update) // 2 * 2  # PPO takes two in a round
     others = max(1.0, (1 - updates * per_update / seconds) / (1 - shares["methods"]))  # get what the methods have no use for
 
     def count(stage: str, each: float) -> int:

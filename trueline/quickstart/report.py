@@ -50,13 +50,12 @@ def page(results: Mapping[str, Any]) -> str:
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <title>Trueline quickstart</title><style>{STYLE}{MORE_STYLE}</style></head><body><main>
-<header><h1>Trueline quickstart</h1><p class="lead">{headline(results)}</p>{quality_note(results)}</header>
-<h2>Result</h2>{summary_table(results)}
+<header><h1>Trueline quickstart</h1><p class="lead">{headline(results)}</p>{quality_note(results)}
+<h2>Which method to choose</h2>{verdict_box(study)}<p class="note">{html.escape(how_compared(results))}</p></header>
+<h2>Every model as one would deploy it</h2>{summary_table(results)}
 <p class="note">{html.escape(legend(results))}</p>
 <div class="plots">{figures(first)}</div>
-<h2>Which method to choose</h2>{verdict_box(study)}
-<p class="note">{html.escape(how_compared(results))}</p>
-{arm_table(study, results["study_seconds"], paint)}<p class="note">{html.escape(study_legend(study))}</p>
+<h2>Method against method</h2>{arm_table(study, results["study_seconds"], paint)}<p class="note">{html.escape(study_legend(study))}</p>
 <h3>Who wins against whom</h3>{matrix_table(study, paint)}<p class="note">{MATRIX_NOTE}</p>
 <h3>Cost</h3>{cost_table(study, results["study_seconds"], paint)}<p class="note">{html.escape(COST_NOTE)}</p>
 <div class="plots">{figures(more)}</div>
@@ -90,9 +89,12 @@ def how_compared(results: Mapping[str, Any]) -> str:
     return (
         f"A study (trueline study) from the SFT model, here called {START}: {study['budget']} per method, of "
         f"{study['settings']['per_device_train_batch_size']} functions each, one trial at a learning rate that pilots on training "
-        f"packages found, one seed ({results['seed']}). DPO learns from the rankings of {study['comparisons']:,} functions; the others ask "
-        f"the one reward model that learned from the same rankings. {study['settings']['samples']} sampled summaries (temperature "
-        f"{study['settings']['temperature']:g}) for each of {study['answered']:,} held-out functions; the PEP 257 rule judges."
+        f"packages found, one seed ({results['seed']}). DPO learns from the rankings of {study['comparisons']:,} functions; the others "
+        "draw for the same functions and ask the one reward model, which learned from these rankings and what more there were. "
+        f"{study['settings']['samples']} sampled summaries (temperature {study['settings']['temperature']:g}) for each of "
+        f"{study['answered']:,} held-out functions; the PEP 257 rule judges. "
+        "KL is defined for sampled summaries, so methods are compared by these; what a model says when it always takes its likeliest token "
+        "stands in the next table. Intervals that compare methods are wide enough to hold all at once."
     )
 
 
@@ -101,7 +103,7 @@ def headline(results: Mapping[str, Any]) -> str:
     gain = results["models"]["dpo"]["gain_over_sft"]
     low, high = gain["interval"]
     tests = results["num_test"]
-    where = f"on {tests:,} functions of packages that no model had seen"
+    where = f"on {tests:,} functions of packages that no model had seen, both greedy"
     if low > 0:
         return f"DPO beats SFT by <b>{gain['mean']:+.2f}</b> judge points (95% interval {low:+.2f} to {high:+.2f}) {where}."
     if high < 0:
