@@ -18,6 +18,17 @@ def command(out: Path) -> list[str]:
     return [sys.executable, "-m", "trueline", "quickstart", "--minutes", "0.5", "--out", str(out)]
 
 
+def kill_when(out: Path, pattern: str, count: int = 1) -> None:
+    """Run, and SIGKILL it once so many files of the pattern are there."""
+    process = subprocess.Popen(command(out), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 900
+    while len(list(out.glob(pattern))) < count and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert process.poll() is None, "it ended before it could be killed"
+    process.kill()
+    process.wait()
+
+
 def test_killed_quickstart_ends_where_the_uninterrupted_one_does(tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     subprocess.run(command(whole), check=True, capture_output=True, text=True)
@@ -30,12 +41,8 @@ def test_killed_quickstart_ends_where_the_uninterrupted_one_does(tmp_path):
     killed.mkdir()  # the plan holds what the probe measured: the same plan is the same work
     shutil.copy(whole / "plan.json", killed)
     shutil.copytree(whole / "harvest", killed / "harvest")
-    process = subprocess.Popen(command(killed), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 300
-    while not (killed / "sft" / "run.json").exists() and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.2)
-    process.kill()
-    process.wait()
+    kill_when(killed, "sft/run.json")
+    kill_when(killed, "study/cells/policy-*/run/metrics.jsonl", 2)  # the second method is being trained
     assert not (killed / "report.html").exists()
     subprocess.run(command(killed), check=True, capture_output=True, text=True)
     models = [f"{name}/model.safetensors" for name in ("sft", "reward", "dpo", "rso", "ppo", "online-dpo")]
