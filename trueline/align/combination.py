@@ -13,8 +13,8 @@ Scores of two models have no common zero; their means over the same held-out row
 
 The spread is the reward's uncertainty: Xiong et al., 2312.11456, algorithm 1, option II, is r - beta ||phi(x, y) - nu||_{Sigma^-1} for
 a reward that is linear in features phi. Of models theta_m with mean theta and covariance Sigma^-1 that norm is the spread, when nu, the
-mean of phi over the reference's responses, is what the models are centred at. So center them all on the same rows first: else the
-spread counts shifts that no comparison tells anything about. Models of one kind, trained on bootstrapped pairs or from several seeds.
+mean of phi over the compared responses, is what the models are centred at. So center them all on those rows first: the spread is to
+count how far a response is from what was compared, not shifts that no comparison tells anything about. docs/recipes/gshf.md measures it.
 Left out: a common scale (one unit is a log-odd of preference in every Bradley-Terry model); a nu for every prompt.
 """
 
