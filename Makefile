@@ -8,7 +8,7 @@ BIN := .venv/bin
 endif
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 EXTRAS := test
-MINUTES ?= 17
+MINUTES ?= 18
 OUT ?= out/quickstart
 
 .PHONY: help setup demo test soak fuzz lowest lint types bench docs wheel clean

@@ -2,9 +2,23 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
-from trueline.quickstart.plan import LEAST, MOST, Cost, Plan, fit, load_or_make
+from trueline.quickstart import plan as plan_module
+from trueline.quickstart.methods import COSTS
+from trueline.quickstart.plan import (
+    LEAST,
+    MOST,
+    ROWS_PER_STEP,
+    SUMMARY_TOKENS,
+    Cost,
+    Plan,
+    fit,
+    load_or_make,
+    make_plan,
+)
+from trueline.records import Row
 
 
 def plan(**changed) -> Plan:
@@ -30,6 +44,28 @@ def test_kept_plan_wins_over_a_new_probe(tmp_path):
 def test_cost_of_a_method_by_hand():
     cost = Cost(draws=2, learned=(1, 4), read=(3, 0))
     assert cost.seconds(row_tokens=100 + 20, train_speed=1000.0, sample_speed=100.0) == pytest.approx(0.02 + 0.18 + 0.1)
+
+
+@pytest.mark.parametrize("minutes", [6.0, 18.0, 40.0])
+def test_counts_fill_the_minutes_and_no_more(monkeypatch, minutes):
+    """Every method of an 18 minutes' run sees 500 prompts on two older cores; what the methods leave, the other stages take."""
+    train_speed, sample_speed, tokens = 2300.0, 95.0, 112
+    monkeypatch.setattr(plan_module, "training_speed", lambda model, rows: train_speed)
+    monkeypatch.setattr(plan_module, "sampling_speed", lambda model, tokenizer, prompts: sample_speed)
+    row = Row(ids=(np.arange(tokens),), scored=(np.arange(tokens) > 90,), key="")
+    made = make_plan(minutes, 0, False, 90.0, None, None, [row], [], COSTS)
+    seconds = {
+        "sft": made.sft_steps * ROWS_PER_STEP["sft"] * tokens / train_speed,
+        "sample": made.preference_prompts * 8 / sample_speed,
+        "reward": made.reward_steps * ROWS_PER_STEP["reward"] * (tokens + 7 * SUMMARY_TOKENS) / train_speed,
+        "methods": made.method_updates * ROWS_PER_STEP["methods"] * sum(c.seconds(tokens, train_speed, sample_speed) for c in COSTS),
+        "evaluate": made.test_prompts * plan_module.ANSWERS_PER_TEST_PROMPT / sample_speed,
+    }
+    assert made.method_updates % 2 == 0
+    if minutes >= 18:
+        assert made.method_updates * ROWS_PER_STEP["methods"] >= 500
+    left = 60 * minutes - 90
+    assert (0.75 if minutes == 40 else 0.85) * left < sum(seconds.values()) < 0.98 * left, seconds
 
 
 @pytest.mark.parametrize(

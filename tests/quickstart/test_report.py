@@ -67,7 +67,7 @@ def results() -> dict[str, object]:
     return {
         "seed": 0,
         "num_test": 300,
-        "notes": ["17 minutes planned"],
+        "notes": ["18 minutes planned"],
         "models": {"human": model(7.1), "sft": model(5.0), "best-of-n": model(5.5, gain_over_sft=gain)} | trained,
         "study": study(),
         "study_seconds": {entrant.title: {"policy": 60.0, "reward_model": 30.0} for entrant in ENTRANTS},
@@ -78,7 +78,7 @@ def results() -> dict[str, object]:
         "gaming": [{"attempt": "generic", "text": "Return the value.", "score": 1.3}],
         "stages": [{"name": "SFT", "detail": "10 steps", "seconds": 12.0}],
         "curves": {"sft": {"metric": "loss", "steps": [5, 10], "values": [3.0, 2.5]}},
-        "settings": {"minutes": 17.0},
+        "settings": {"minutes": 18.0},
         "next_commands": ["trueline generate --model x"],
     }  # fmt: skip
 

@@ -28,7 +28,7 @@ from trueline.tokens import Tokenizer
 
 ROWS_PER_STEP = {"sft": 32, "reward": 4, "methods": 16}
 """Rows per optimizer step; a reward row is one prompt with its ranked summaries, a row of a compared method a prompt."""
-SHARES = {"base": 0.0, "sft": 0.22, "sample": 0.08, "reward": 0.11, "methods": 0.4, "evaluate": 0.16}
+SHARES = {"base": 0.0, "sft": 0.21, "sample": 0.07, "reward": 0.1, "methods": 0.44, "evaluate": 0.14}
 """Of the minutes that the harvest leaves; the rest is for what the probe misjudges."""
 SCRATCH_SHARES = {"base": 0.36, "sft": 0.1, "sample": 0.05, "reward": 0.06, "methods": 0.25, "evaluate": 0.12}
 SUMMARY_TOKENS = 20
