@@ -78,7 +78,7 @@ def run(minutes: float, out: Path, from_scratch: bool, seed: int) -> Path:
         if not (preferences / "report.jsonl").exists():  # written last
             console.print(compare(sft, data, tokenizer, plan, preferences), highlight=False)
     with clock.stage("Reward model", f"{plan.reward_steps:,} steps of {ROWS_PER_STEP['reward']} rankings"):
-        reward_model(sft, preferences / "train.jsonl", plan, reward)
+        reward_model(sft, preferences, plan, reward)
     titles = ", ".join(entrant.title for entrant in ENTRANTS)
     with clock.stage("Methods", f"{titles}: {plan.method_updates:,} updates of {ROWS_PER_STEP['methods']} prompts each, compared"):
         compare_methods(sft, reward, preferences, data.judge, plan, out, console)

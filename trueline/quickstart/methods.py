@@ -30,6 +30,8 @@ from trueline.study.rows import Parts
 from trueline.study.settings import Budget, Settings
 
 BEST_OF = 8
+TUNED = 4
+"""Prompts of a trial: with one learning rate there is nothing to choose by it."""
 SAMPLES = 2
 """Sampled answers of every model to every held-out prompt: the second one costs less than another prompt and says nearly as much."""
 BEST = f"best of {BEST_OF}"
@@ -87,7 +89,7 @@ def compare_methods(sft: Path, reward: Path, preferences: Path, judge: Pep257Jud
     parts = Parts(train=train[:used], judge=(), tuning=tuning, report=report)
     settings = Settings(
         seeds=(plan.seed,), learning_rates=(1e-4,), per_device_train_batch_size=ROWS_PER_STEP["methods"], max_length=MAX_LENGTH,
-        checkpoints=1, report_prompts=0, tuning_prompts=0, samples=SAMPLES, temperature=TEMPERATURE, max_new_tokens=MAX_SUMMARY_TOKENS,
+        checkpoints=1, report_prompts=0, tuning_prompts=TUNED, samples=SAMPLES, temperature=TEMPERATURE, max_new_tokens=MAX_SUMMARY_TOKENS,
     )  # fmt: skip
     run_study(
         sft, parts, arms(), out=out / "study", budget=Budget(updates=plan.method_updates), settings=settings, judge=judge,

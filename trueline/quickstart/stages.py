@@ -50,8 +50,10 @@ TEMPERATURE = 0.8
 """Of sampled summaries: close to what one would deploy, and still different from one another."""
 NOISE = 0.5
 """The annotator prefers a over b with probability sigmoid((score a - score b) / NOISE); scores run from 0 to 10."""
-TUNING = 8
-"""Rankings that are not trained on; the rates were found by pilots, so this many only show that all is well."""
+TUNING_SHARE = 0.05
+"""Of the rankings, what is not trained on; the learning rates were found by pilots, so this share only shows that all is well."""
+FEW = 16
+"""With fewer rankings of whole summaries, cut ones are ranked, too."""
 TEST_SEED = 2**20
 """Draws the summaries that the reward model is tested with: no seed of the comparison, so no model is tested with its own answers."""
 MAX_PREFERENCE_SHARE = 0.2
@@ -161,14 +163,22 @@ def compare(sft: Path, data: Data, tokenizer: Tokenizer, plan: Plan, out: Path) 
     functions = distinct(data.preference, plan.preference_prompts, tokenizer, but=held)
     sampling = Sampling(n=CANDIDATES, temperature=TEMPERATURE, max_new_tokens=MAX_SUMMARY_TOKENS, seed=plan.seed)
     groups, engine = draw(model, functions, tokenizer, data.judge, sampling, "summaries")
-    ranked = rankings_by_plackett_luce(finished(groups), NOISE, plan.seed, source="quickstart")
+    ranked = ranked_by(finished(groups), plan)
+    if len(ranked) < FEW:  # a model of a minute hardly ever ends its summary
+        ranked = ranked_by(groups, plan)
     two = replace(sampling, n=2, seed=TEST_SEED + plan.seed)
     pairs = draw(model, held, tokenizer, data.judge, two, "summaries to test with")[0]
-    decided = {c.prompt: c for c in rankings_by_plackett_luce(finished(pairs), NOISE, plan.seed, source="quickstart")}
+    decided = {comparison.prompt: comparison for comparison in ranked_by(finished(pairs), plan)}
     report = [decided.get(group.prompt) or tie(group) for group in pairs]
-    for side, comparisons in {"train": ranked[TUNING:], "tuning": ranked[:TUNING], "report": report}.items():
+    tuned = max(2, int(TUNING_SHARE * len(ranked)))
+    for side, comparisons in {"train": ranked[tuned:], "tuning": ranked[:tuned], "report": report}.items():
         write_rows(comparisons, out / f"{side}.jsonl", "trueline")
     return str(engine.agreement)
+
+
+def ranked_by(groups: Sequence[Group], plan: Plan) -> list[Comparison]:
+    """The annotator's ranking of every group with two summaries that differ."""
+    return rankings_by_plackett_luce(groups, NOISE, plan.seed, source="quickstart")
 
 
 def held_out(data: Data, tokenizer: Tokenizer, plan: Plan) -> list[Function]:
@@ -199,10 +209,10 @@ def tie(group: Group) -> Comparison:
     return Comparison(prompt=group.prompt, responses=group.responses[:2], judgement=Ranking((1, 1)), source="quickstart")
 
 
-def reward_model(sft: Path, rankings: Path, plan: Plan, out: Path) -> Path:
-    """Bradley-Terry on the rankings, a tenth of the prompts held out."""
+def reward_model(sft: Path, preferences: Path, plan: Plan, out: Path) -> Path:
+    """Bradley-Terry on the rankings."""
     return train(
-        Reward(center_rewards_coefficient=0.01), sft, rankings, out=out, max_steps=plan.reward_steps, eval_share=0.1,
-        per_device_train_batch_size=ROWS_PER_STEP["reward"], max_length=MAX_LENGTH, learning_rate=2e-4, lr_scheduler_type="linear",
-        warmup_ratio=0.1, save_steps=100, logging_steps=2, seed=plan.seed,
+        Reward(center_rewards_coefficient=0.01), sft, preferences / "train.jsonl", out=out, eval_rows=preferences / "tuning.jsonl",
+        max_steps=plan.reward_steps, per_device_train_batch_size=ROWS_PER_STEP["reward"], max_length=MAX_LENGTH, learning_rate=2e-4,
+        lr_scheduler_type="linear", warmup_ratio=0.1, save_steps=100, logging_steps=2, seed=plan.seed,
     )  # fmt: skip
