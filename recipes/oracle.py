@@ -26,6 +26,7 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
+from torch import nn
 
 from recipes import oracle_optima as optima
 from recipes.oracle_tables import CriticTable, NoisyScorer, ScoreTable, Table, TablePolicy, TableSampler, TableScorer
@@ -185,7 +186,7 @@ class Still:
 
 
 def train_table(
-    objective: Any, model: Table | ScoreTable, feed: Feed, crew: Crew, updates: int, seed: int, draw: Draw | None = None,
+    objective: Any, model: nn.Module, feed: Feed, crew: Crew, updates: int, seed: int, draw: Draw | None = None,
     **options: Any,
 ) -> None:  # fmt: skip
     """`updates` steps of the shipped loop; `draw` is shown the model every sample_steps."""
