@@ -53,3 +53,19 @@ def test_text_has_no_calibration(trueline: Trueline, tiny: Path, tmp_path: Path)
     text = write(tmp_path / "text.jsonl", [{"text": "One."}])
     code, _, err = trueline("eval", "--model", tiny, "--data", text, "--plot", tmp_path / "x.svg")
     assert code == 2 and "nothing here states a probability" in err and not (tmp_path / "x.svg").exists()
+
+
+def test_a_prompt_of_many_comparisons_is_one_prompt(trueline: Trueline, tiny: Path, tmp_path: Path) -> None:
+    """60 prompts written three times each make the same reference as written once; too few are refused."""
+    prompts = [{"prompt": f"Name a colour that begins with {chr(97 + n % 26)}{n}."} for n in range(60)]
+    new = write(tmp_path / "new.jsonl", [{"prompt": f"{n} * {n + 1} - {7 * n} = ?!"} for n in range(8)])
+    found = []
+    for times in (1, 3):
+        known, out_file = write(tmp_path / f"known-{times}.jsonl", prompts * times), tmp_path / f"found-{times}.json"
+        code, out, err = trueline("eval", "--model", tiny, "--data", new, "--ood_reference", known, "--out", out_file)
+        assert code == 0 and "different prompts" in out, err
+        found.append(json.loads(out_file.read_text()))
+    assert found[0]["reference"] == found[1]["reference"] and found[0]["detail"] == found[1]["detail"]
+    few = write(tmp_path / "few.jsonl", prompts[:20] * 5)
+    code, _, err = trueline("eval", "--model", tiny, "--data", new, "--ood_reference", few)
+    assert code == 2 and "20 different prompts: name at least 50" in err

@@ -130,13 +130,19 @@ class Evaluate:
     def strangeness(self, classifier: bool, folder: str, tokenizer: Tokenizer, console: Console) -> Found:
         """Prompts of --data against those of the reference, a fifth of which is held out to compare with."""
         known, new = (self.prompts(source, tokenizer, console) for source in (self.ood_reference, self.data))
+        known = list({ids.tobytes(): ids for ids in known}.values())  # a prompt of many comparisons is one prompt
         apart = [int.from_bytes(hashlib.sha256(ids.tobytes()).digest()[:8], "big") % 5 == 0 for ids in known]
         parts = [[ids for ids, held in zip(known, apart, strict=True) if held == side] for side in (False, True)]
         if len(parts[0]) < 20 or len(parts[1]) < 5:
-            raise ValueError(f"--ood_reference has {len(known)} prompts: name at least 50, so that a fifth can be held out")
+            raise ValueError(f"--ood_reference has {len(known)} different prompts: name at least 50, so that a fifth can be held out")
         model = (load_scalar_model if classifier else load_model)(folder, device=self.device)
         layer = None if self.ood_layer == -1 else self.ood_layer
         fitted, held_out, given = (prompt_features(model, prompts, layer=layer) for prompts in (*parts, new))
+        if len(fitted) < fitted.shape[1]:
+            console.print(
+                f"      [yellow]{len(fitted):,} prompts for {fitted.shape[1]:,} features[/yellow]: the distance is a rough guide; "
+                "name more prompts with --ood_reference"
+            )
         reference = fit(fitted)
         inside, scores = reference.score(held_out), reference.score(given)
         threshold = reference.threshold(held_out)
@@ -146,7 +152,7 @@ class Evaluate:
         ]
         figures = {
             "prompts": len(new),
-            "reference": f"{len(parts[0]):,} prompts, {len(parts[1]):,} held out",
+            "reference": f"{len(parts[0]):,} different prompts, {len(parts[1]):,} held out",
             "flagged": f"{(scores > threshold).mean():.1%} (of the reference's held-out prompts {(inside > threshold).mean():.1%})",
             "AUROC against the held-out prompts": auroc(inside, scores),
         }
