@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -228,9 +229,9 @@ def conclude(results: dict[str, Any], out: Path, console: Console) -> None:
 
 def greedy_table(results: dict[str, Any]) -> Table:
     """Every model as one would deploy it."""
-    table = Table(title=f"{results['num_test']:,} held-out functions, greedy summaries (best of n: the chosen one)")
-    for heading in ("", "judge score", "beats SFT", "beats human", "name words", "other's", "words"):
-        table.add_column(heading, justify="right" if heading else "left")
+    table = Table(title=f"{results['num_test']:,} held-out functions, greedy summaries (best of n: the chosen one)", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for heading in ("", "score", "beats SFT", "and human", "name words", "other's", "words"):
+        table.add_column(heading, justify="right" if heading else "left", no_wrap=True)
     for name, m in results["models"].items():
         low, high = m["judge"]["interval"]
         wins = [
@@ -238,22 +239,23 @@ def greedy_table(results: dict[str, Any]) -> Table:
         ]
         shares = [f"{100 * m[key]:.0f}%" for key in ("grounding", "grounding_other")]
         title = TITLES[name].removesuffix(" docstring")
-        table.add_row(title, f"{m['judge']['mean']:.2f} ± {(high - low) / 2:.2f}", *wins, *shares, f"{m['words']:.1f}")
+        table.add_row(title, f"{m['judge']['mean']:.2f} ±{(high - low) / 2:.2f}", *wins, *shares, f"{m['words']:.1f}")
     return table
 
 
 def methods_table(results: dict[str, Any]) -> Table:
     """The study: what each method gives, and what it costs."""
     study, seconds = results["study"], results["study_seconds"]
-    table = Table(title=f"the same functions, summaries sampled at temperature {study['settings']['temperature']:g} ({START}: SFT)")
-    for heading in ("", "judge score", f"over {START}", f"beats {START}", "KL", "seconds to train", "draws an answer"):
-        table.add_column(heading, justify="right" if heading else "left")
+    title = f"the same functions, summaries sampled at temperature {study['settings']['temperature']:g} ({START}: SFT)"
+    table = Table(title=title, box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for heading in ("", "score", f"over {START}", "beats it", "KL", "train, s", "draws"):
+        table.add_column(heading, justify="right" if heading else "left", no_wrap=True)
     for arm, wins in zip(study["arms"], study["matrix"], strict=True):
         reward, gain, kl = (arm["main"][name] for name in ("reward", "gain", "kl"))
         took = sum(seconds.get(arm["name"], {}).get(part, 0.0) for part in ("policy", "reward_model"))
         table.add_row(
-            arm["name"], f"{reward['estimate']:.2f} ± {(reward['high'] - reward['low']) / 2:.2f}",
-            "" if wins[0] is None else f"{gain['estimate']:+.2f} ± {(gain['high'] - gain['low']) / 2:.2f}",
+            arm["name"], f"{reward['estimate']:.2f} ±{(reward['high'] - reward['low']) / 2:.2f}",
+            "" if wins[0] is None else f"{gain['estimate']:+.2f} ±{(gain['high'] - gain['low']) / 2:.2f}",
             "" if wins[0] is None else f"{100 * wins[0]['estimate']:.0f}%", f"{kl['estimate']:.2f}",
             f"{took:.0f}" if took else "", str(arm["cost"]["per_answer"]["draws"]),
         )  # fmt: skip

@@ -163,12 +163,10 @@ def compare(sft: Path, data: Data, tokenizer: Tokenizer, plan: Plan, out: Path) 
     functions = distinct(data.preference, plan.preference_prompts, tokenizer, but=held)
     sampling = Sampling(n=CANDIDATES, temperature=TEMPERATURE, max_new_tokens=MAX_SUMMARY_TOKENS, seed=plan.seed)
     groups, engine = draw(model, functions, tokenizer, data.judge, sampling, "summaries")
-    ranked = ranked_by(finished(groups), plan)
-    if len(ranked) < FEW:  # a model of a minute hardly ever ends its summary
-        ranked = ranked_by(groups, plan)
+    ranked = ranked_by(groups, plan)
     two = replace(sampling, n=2, seed=TEST_SEED + plan.seed)
     pairs = draw(model, held, tokenizer, data.judge, two, "summaries to test with")[0]
-    decided = {comparison.prompt: comparison for comparison in ranked_by(finished(pairs), plan)}
+    decided = {comparison.prompt: comparison for comparison in ranked_by(pairs, plan)}
     report = [decided.get(group.prompt) or tie(group) for group in pairs]
     tuned = max(2, int(TUNING_SHARE * len(ranked)))
     for side, comparisons in {"train": ranked[tuned:], "tuning": ranked[:tuned], "report": report}.items():
@@ -177,8 +175,12 @@ def compare(sft: Path, data: Data, tokenizer: Tokenizer, plan: Plan, out: Path) 
 
 
 def ranked_by(groups: Sequence[Group], plan: Plan) -> list[Comparison]:
-    """The annotator's ranking of every group with two summaries that differ."""
-    return rankings_by_plackett_luce(groups, NOISE, plan.seed, source="quickstart")
+    """The annotator's ranking of every group with two summaries that differ; cut ones only where hardly any are whole."""
+    whole = keep(groups, lambda sample: sample.finish_reason == "stop")
+    ranked = rankings_by_plackett_luce(whole, NOISE, plan.seed, source="quickstart")
+    if len(ranked) < FEW:  # a model of a minute's training hardly ever ends what it says
+        ranked = rankings_by_plackett_luce(groups, NOISE, plan.seed, source="quickstart")
+    return ranked
 
 
 def held_out(data: Data, tokenizer: Tokenizer, plan: Plan) -> list[Function]:
@@ -197,11 +199,6 @@ def distinct(functions: Sequence[Function], most: int, tokenizer: Tokenizer, but
         if len(found) == most:
             break
     return found
-
-
-def finished(groups: Sequence[Group]) -> list[Group]:
-    """Without summaries that were cut."""
-    return keep(groups, lambda sample: sample.finish_reason == "stop")
 
 
 def tie(group: Group) -> Comparison:
