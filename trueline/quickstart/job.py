@@ -229,7 +229,8 @@ def conclude(results: dict[str, Any], out: Path, console: Console) -> None:
 
 def greedy_table(results: dict[str, Any]) -> Table:
     """Every model as one would deploy it."""
-    table = Table(title=f"{results['num_test']:,} held-out functions, greedy summaries (best of n: the chosen one)", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    title = f"{results['num_test']:,} held-out functions, greedy summaries (best of n: the chosen one)"
+    table = Table(title=title, box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for heading in ("", "score", "beats SFT", "and human", "name words", "other's", "words"):
         table.add_column(heading, justify="right" if heading else "left", no_wrap=True)
     for name, m in results["models"].items():
