@@ -41,6 +41,8 @@ def test_only_single_picks_can_answer() -> None:
     ("word", "sentence"),
     [
         ("dpoo", "there is no method 'dpoo'; did you mean dpo?"),
+        ("sft,dpo", "write methods with spaces between them: sft dpo"),
+        ("xyzzy", "there is no method 'xyzzy'; use some of "),
         ("dpo:betta=1", "there is no option 'betta'; did you mean beta?"),
         ("dpo:beta=big", "beta is 'big': write a number"),
         ("dpo:beta=-1", "beta is -1.0: it must be above 0"),
@@ -58,6 +60,11 @@ def test_mistakes_are_one_sentence(word: str, sentence: str) -> None:
     with pytest.raises(ValueError, match=r"--methods") as caught:
         read_arms([word], RATES)
     assert sentence in str(caught.value)
+
+
+def test_only_what_can_take_part_is_named() -> None:
+    with pytest.raises(ValueError, match=r"use some of (?!.*\b(reward|pretrain)\b).*\bdpo\b.*\bbest_of_n"):
+        read_arms(["xyzzy"], RATES)
 
 
 def test_one_setting_twice() -> None:

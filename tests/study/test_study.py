@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from trueline.study.arms import read_arms
 from trueline.study.job import run_study
 from trueline.study.settings import Budget, Settings
 
-RESULTS = ("results.json", "answers.jsonl", "frontier.csv", "matrix.csv", "arms.csv", "plan.json")
+RESULTS = ("results.json", "answers.jsonl", "frontier.csv", "matrix.csv", "differences.csv", "arms.csv", "plan.json")
 METHODS = ("dpo:beta=0.1/1", "best_of_n:n=2")
 
 
@@ -67,9 +68,9 @@ def test_stopped_study_gives_the_same_bytes(
 ) -> None:
     """Stopped while it trains, while it judges, and when nothing is left but the report."""
     out = tmp_path / "stopped"
-    import trueline.train.loop as loop
+    import trueline.train.keeper as keeper
 
-    saves, whole = [], loop.save_checkpoint
+    saves, whole = [], keeper.save_checkpoint
     monkeypatch.setattr(job_module, "write_report", lambda *arguments: None)  # it is drawn once, in `straight`
 
     def dying_save(*arguments: object) -> object:
@@ -79,7 +80,7 @@ def test_stopped_study_gives_the_same_bytes(
         return whole(*arguments)  # type: ignore[arg-type]
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "save_checkpoint", dying_save)
+        patch.setattr(keeper, "save_checkpoint", dying_save)
         with pytest.raises(KeyboardInterrupt):
             study(tiny, pairs, out, Judge())
     assert not (out / "results.json").exists()
@@ -203,12 +204,17 @@ def test_killed_again_and_again(tiny: Path, pairs_file: Path, tmp_path: Path) ->
         words = f"study --model {tiny} --data {pairs_file} --out {out} --methods dpo sft --updates 6 --seeds 0 1 --judge {rule}:short"
         return [sys.executable, "-m", "trueline", *f"{words} --learning_rates 1e-2 --report_prompts 5 --max_new_tokens 4".split()]
 
+    began = time.monotonic()
     assert subprocess.run(command(tmp_path / "straight"), capture_output=True).returncode == 0
-    for seconds in (4.0, 6.5, 8.0, 9.0, 10.0, 11.0):
+    whole, killed, chance = time.monotonic() - began, 0, random.Random(0)
+    for _ in range(6):
         process = subprocess.Popen(command(tmp_path / "killed"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        time.sleep(seconds)
-        os.kill(process.pid, signal.SIGKILL)
-        process.wait()
+        try:
+            process.wait(whole * chance.uniform(0.3, 0.7))  # starting up takes a good part of it
+        except subprocess.TimeoutExpired:
+            os.kill(process.pid, signal.SIGKILL)
+            killed += process.wait() == -signal.SIGKILL
+    assert killed >= 2
     assert subprocess.run(command(tmp_path / "killed"), capture_output=True).returncode == 0
     for name in RESULTS:
         assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "straight" / name).read_bytes(), name

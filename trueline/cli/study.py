@@ -39,8 +39,10 @@ class Study:
     """Comparisons: prompts with a preferred and another response. With a --judge, prompts alone will do: the model answers them, and the
     judge compares."""
     methods: Annotated[tuple[str, ...], tyro.conf.arg(metavar="METHOD[:OPTION=VALUE,...] ...")]
-    """Methods by their verbs, with options of their objectives: sft dpo dpo:loss_type=ipo,beta=0.1/0.3 best_of_n:n=8. Several values
-    of an option are several points of its frontier; the first one is what the method is tuned and compared at."""
+    """What to compare, with spaces between: every verb that trains a policy on preferences or on prompts (sft, dpo, kto, ppo, rso, ...; a
+    wrong name lists them all), and best_of_n:n=8, which trains nothing and lets a reward model choose among 8 answers. Options of the
+    method stand behind a colon: dpo:loss_type=ipo,beta=0.1/0.3. Several values are several points of its frontier; the first one is
+    what the method is tuned and compared at."""
     out: Annotated[Path, tyro.conf.arg(metavar="DIR")]
     """Folder of the report and of everything that was trained."""
     judge: Annotated[str, tyro.conf.arg(metavar=JUDGES, help_behavior_hint="(optional)")] = ""

@@ -30,6 +30,7 @@ from trueline.align.select import Pick, Select
 from trueline.objectives import discover
 from trueline.objectives.base import Objective
 from trueline.objectives.rounds import OnPolicy
+from trueline.records import Document
 
 LEARNING_RATE = "learning_rate"
 GENERATIONS = "num_generations"
@@ -103,7 +104,9 @@ def read_arm(word: str, learning_rates: tuple[float, ...]) -> Arm:
     objectives = discover()
     make = partial(objective_setting, objectives[verb]) if verb in objectives else partial(selector_setting, verb)
     if verb not in objectives and verb not in choosers():
-        known = [*objectives, *choosers()]
+        if "," in verb and "=" not in verb:
+            raise ValueError(f"--methods {word}: write methods with spaces between them: {verb.replace(',', ' ')}")
+        known = [*(name for name, cls in objectives.items() if takes_part(cls)), *choosers()]
         near = difflib.get_close_matches(verb, known, n=1)
         said = f"did you mean {near[0]}?" if near else f"use some of {', '.join(known)}"
         raise ValueError(f"--methods {word}: there is no method {verb!r}; {said}")
@@ -111,6 +114,11 @@ def read_arm(word: str, learning_rates: tuple[float, ...]) -> Arm:
     settings = tuple(make(point, word) for point in points)
     name = verb + (":" + ",".join(f"{key}={'/'.join(values)}" for key, values in grid.items()) if grid else "")
     return Arm(name=name, verb=verb, settings=settings, learning_rates=rates)
+
+
+def takes_part(cls: type[Any]) -> bool:
+    """Whether an objective trains a policy, and on preferences or prompts."""
+    return cls.head == "tokens" and cls().record is not Document
 
 
 def read_option(text: str) -> tuple[str, list[str]]:

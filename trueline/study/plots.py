@@ -131,7 +131,7 @@ def calibration_plot(results: Mapping[str, Any]) -> str:
         colour = PALETTE[(4 + number) % len(PALETTE)]
         x, y = [one["confidence"] for one in bins], [one["accuracy"] for one in bins]
         axes.scatter(x, y, s=sizes, color=colour, alpha=0.75, label=found["name"])
-    axes.legend(frameon=False, fontsize=8, labelcolor=INK)
+    axes.legend(frameon=False, fontsize=8, labelcolor=INK, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     axes.set_xlabel("confidence")
     axes.set_ylabel("share right")
     axes.set_ylim(0, 1.05)

@@ -45,6 +45,7 @@ def preview(
         {"part": side, "prompts": f"{len(parts.prompts(side)):,}", "comparisons": f"{len(parts.of(side)):,}", "for": purpose}
         for side, purpose in (("train", "methods and the reward models that drive them"), ("judge", "the reward model that judges"),
                               ("tuning", "learning rates"), ("report", "everything that is reported"))
+        if parts.of(side)
     ]  # fmt: skip
     cells = [cell_row(bench, arm, parts, budget, drawn) for arm in arms]
     rewards: Table = []
@@ -56,7 +57,8 @@ def preview(
     answered = min(len(parts.prompts("report")), settings.report_prompts or len(pairs))
     tuned = min(len(parts.prompts("tuning")), settings.tuning_prompts or len(pairs))
     measured = sum(len(arm.settings) * len(settings.seeds) * settings.checkpoints for arm in arms if arm.trains)
-    draws = settings.samples * sum(max((s.n for s in arm.settings), default=1) * len(settings.seeds) for arm in arms if not arm.trains)
+    chosen = [1 + max(s.n for s in arm.settings) for arm in arms if not arm.trains]  # and answers that nobody chooses among
+    draws = settings.samples * len(settings.seeds) * sum(chosen)
     trials = sum(len(arm.learning_rates) for arm in arms if arm.trains)
     answers = settings.samples * (answered * (measured + len(settings.seeds)) + tuned * trials) + answered * draws
     work: Table = [{"policies measured": f"{measured:,}", "trials": f"{trials:,}", "answers to draw": f"{answers:,}",

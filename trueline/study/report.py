@@ -149,7 +149,8 @@ def arm_table(results: Mapping[str, Any], seconds: Mapping[str, Any], paint: Map
             name_cell(arm["name"], paint, main["label"]),
             *((with_half(main["reward"]), "–" if arm["name"] == START else with_range(main["gain"], "+.2f")) if scores else ()),
             "–" if wins[0] is None else with_range(wins[0], ".0%"), with_half(main["kl"]),
-            format(equal[arm["name"]], ".2f" if scores else ".0%") if arm["name"] in equal else "–", f"{main['tokens']['estimate']:.1f}",
+            format(equal[arm["name"]], ".2f" if scores else ".0%") if arm["name"] in equal else "–",
+            f"{main['tokens']['estimate']:.1f} <small>± {(main['tokens']['high'] - main['tokens']['low']) / 2:.1f}</small>",
             f"{arm['cost']['per_answer']['draws']:.0f}", f"{arm['cost']['total'] / 1e3:,.0f}" if arm["cost"]["total"] else "–",
             f"{(clock['policy'] + clock['reward_model']) / 60:.1f}" if clock else "–",
         ]  # fmt: skip
@@ -167,8 +168,14 @@ def legend(results: Mapping[str, Any]) -> str:
         "answer chosen among n is the bound log n - (n-1)/n. Where all have come as far, they are compared at equal KL, linear between "
         "the policies on their way. Cost to train: thousand token positions, all of them (below); draws are paid for with every answer. "
         f"Minutes include the reward model where one is used. Not beaten in both KL and {worth(results).lower()}: "
-        f"{', '.join(results['undominated'])}."
+        f"{', '.join(map(after, results['undominated']))}."
     )
+
+
+def after(name: str) -> str:
+    """ "dpo@50" in words."""
+    label, _, step = name.rpartition("@")
+    return f"{label} after {int(step):,} updates" if int(step) else label
 
 
 def intervals_note(results: Mapping[str, Any]) -> str:
@@ -208,7 +215,7 @@ def cost_table(results: Mapping[str, Any], seconds: Mapping[str, Any], paint: Ma
     """Token positions and minutes of every arm."""
     head = (
         "<tr><th>Method</th><th>Policy</th><th>Critic</th><th>Reward model</th><th>Reference</th><th>Sampled</th><th>Scored</th>"
-        "<th>Sum</th><th>Minutes, policy</th><th>and reward model</th><th>An answer draws</th><th>and reads</th></tr>"
+        "<th>Sum</th><th>Minutes, policy</th><th>and reward model</th><th>Tokens drawn per answer</th><th>and read</th></tr>"
     )
     rows = []
     for arm in results["arms"][1:]:
@@ -224,6 +231,8 @@ def cost_table(results: Mapping[str, Any], seconds: Mapping[str, Any], paint: Ma
 def trial_table(results: Mapping[str, Any], paint: Mapping[str, str]) -> str:
     """Every trial of every arm; the chosen one in bold."""
     count = max((len(arm["trials"]) for arm in results["arms"]), default=0)
+    if count < 2:
+        return '<p class="note">One learning rate per method, as given: nothing was tuned.</p>'
     head = "<tr><th>Method</th>" + "".join(f"<th>Trial {number + 1}</th>" for number in range(count)) + "</tr>"
     rows = []
     for arm in results["arms"][1:]:

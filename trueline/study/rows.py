@@ -24,6 +24,8 @@ JUDGE_SHARE = 0.3
 """Of all prompts; the judge's only where it is needed."""
 LEAST = {"train": 4, "judge": 4, "tuning": 2, "report": 4}
 """Prompts without which nothing can be said."""
+ENOUGH = 40
+"""Prompts that leave as many to every part, as good as always."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +75,7 @@ def checked(parts: Parts, *, needs_judge: bool) -> Parts:
         if len(found) < LEAST[side] and (side != "judge" or needs_judge):
             raise ValueError(
                 f"--data has {len(parts.everything)} comparisons, which leave {len(found)} prompts to the {side} part, and it needs "
-                f"at least {LEAST[side]}: bring more prompts"
+                f"at least {LEAST[side]}: bring more prompts, some {ENOUGH} in all"
             )
     twice = sum(map(len, keys.values())) - len(set().union(*keys.values()))
     if twice:

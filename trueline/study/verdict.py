@@ -113,8 +113,9 @@ def power(results: Mapping[str, Any], best: str, tied: Sequence[str]) -> list[st
         return [f"Between {best} and {other} the difference is too small to be worth more prompts."]
     factor = (half / size) ** 2
     if factor < 1.5:
-        return [f"A few more report prompts or seeds may tell {best} from {other}."]
-    return [f"If what is seen is true, about {factor:.0f} times as many report prompts and seeds would tell {best} from {other}."]
+        return [f"A few more prompts (--report_prompts) or seeds (--seeds) may tell {best} from {other}."]
+    more = f"about {factor:.0f} times as many prompts (--report_prompts) and seeds (--seeds)"
+    return [f"If what is seen is true, {more} would tell {best} from {other}."]
 
 
 def warnings(results: Mapping[str, Any], arms: Sequence[Mapping[str, Any]]) -> list[str]:
