@@ -3,8 +3,8 @@
     rankings + reward model --best of n, DPO, RSO, PPO, online DPO--> out/study --copied--> out/dpo, out/rso, out/ppo, out/online-dpo
 
 Every method is driven by the same rankings, or by the one reward model that learned from them, and takes equally many updates of
-equally many prompts. The PEP 257 rule judges; no method sees it. One trial per method, at a learning rate that pilots on prompts of
-training packages found, and one seed: more of either is more minutes (`trueline study` on the same files).
+equally many prompts. The PEP 257 rule judges; no method sees it. One trial per method, at a learning rate that was chosen after pilots
+on prompts of training packages, and one seed: more of either is more minutes (`trueline study` on the same files).
 Left out: what the models say when they decode greedily (measure), the page (report).
 """
 
@@ -52,11 +52,11 @@ class Entrant:
 
 ENTRANTS = (
     Entrant(
-        folder="dpo", title="DPO", method="dpo:learning_rate=4e-5",
+        folder="dpo", title="DPO", method="dpo:learning_rate=5e-5",
         cost=Cost(draws=0, learned=(1, 8), read=(1, 8)),
     ),
     Entrant(
-        folder="rso", title="RSO", method="rso:num_generations=16,num_samples=4,gamma=0.1,learning_rate=4e-5",
+        folder="rso", title="RSO", method="rso:num_generations=16,num_samples=4,gamma=0.1,learning_rate=5e-5",
         cost=Cost(draws=16, learned=(2, 4), read=(3, 20)),
     ),
     Entrant(
