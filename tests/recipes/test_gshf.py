@@ -74,7 +74,8 @@ def test_no_pessimism_is_the_likeliest_reward(worlds: Worlds) -> None:
 def test_the_enhancer_is_as_unsure_as_its_distance_allows(worlds: Worlds) -> None:
     """At the bound of the KL, and no random policy that keeps to it is less sure."""
     chance = torch.Generator().manual_seed(3)
-    pairs = compared(worlds, *[behaviour(worlds, "a random few", chance)] * 2, 60, chance)
+    behaves = behaviour(worlds, "a random few", chance)
+    pairs = compared(worlds, behaves, behaves, 60, chance)
     main, sigma = gibbs(worlds.reward(fitted(pairs))), covariance(pairs)
 
     def unsure(logps: torch.Tensor) -> torch.Tensor:
