@@ -141,6 +141,10 @@ def test_report_says_what_was_found(straight: Path) -> None:
     assert matrix[0][1]["estimate"] == pytest.approx(1 - matrix[1][0]["estimate"])
     arms = {arm["verb"]: arm for arm in results["arms"]}
     assert arms["best_of_n"]["cost"]["per_answer"]["draws"] == 2 and arms["best_of_n"]["cost"]["reward_model"] > 0
+    for one in results["differences"]:
+        if one["a"] == "start":  # the table's gain is the verdict's difference, and so is the plot's and the CSV's
+            gain = next(arm["main"]["gain"] for arm in results["arms"] if arm["name"] == one["b"])
+            assert (gain["low"], gain["high"]) == pytest.approx((-one["difference"]["high"], -one["difference"]["low"]))
     assert arms["dpo"]["cost"]["reward_model"] == 0 and arms["dpo"]["cost"]["reference"] > 0
     assert all((straight / model / "config.json").exists() for arm in arms.values() for model in arm["models"])
     assert [len(arm["models"]) for arm in results["arms"]] == [0, 2, 0], "a policy per seed at the main setting"

@@ -89,7 +89,7 @@ def crossed_mean(
 
     (crossed random effects; the rest is in both of the first terms, so it is taken off once). Seeds and prompts have a Student's
     quantile each, by their own degrees of freedom, and half^2 is the sum of both parts' squares (Graybill and Wang 1980): one quantile
-    by Satterthwaite's rule covers 88 to 90 % where two seeds differ more than prompts do. `spread` is what other methods say of seeds
+    by Satterthwaite's rule covers 87 to 90 % where two seeds differ more than prompts do. `spread` is what other methods say of seeds
     (evals.pooled); the larger of it and var_s counts. `among`: so many methods are compared with one another, and the intervals of
     all differences shall hold together.
     With one seed the interval is over prompts only, and `method` says so.
