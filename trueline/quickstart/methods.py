@@ -2,9 +2,9 @@
 
     rankings + reward model --best of n, DPO, RSO, PPO, online DPO--> out/study --copied--> out/dpo, out/rso, out/ppo, out/online-dpo
 
-Every method is driven by the same rankings, or by the one reward model that learned from them, and takes equally many updates of
-equally many prompts. The PEP 257 rule judges; no method sees it. One trial per method, at a learning rate that was chosen after pilots
-on prompts of training packages, and one seed: more of either is more minutes (`trueline study` on the same files).
+DPO learns from the first and last of the rankings, the others from the one reward model that learned from the same rankings; each takes
+equally many updates of equally many prompts. The PEP 257 rule judges; no method sees it. One trial per method, at a learning rate that
+was chosen after pilots on prompts of training packages, and one seed: more of either is more minutes (`trueline study` on the same files).
 Left out: what the models say when they decode greedily (measure), the page (report).
 """
 
@@ -52,8 +52,8 @@ class Entrant:
 
 ENTRANTS = (
     Entrant(
-        folder="dpo", title="DPO", method="dpo:learning_rate=5e-5",
-        cost=Cost(draws=0, learned=(1, 8), read=(1, 8)),
+        folder="dpo", title="DPO", method="dpo:learning_rate=4e-5",
+        cost=Cost(draws=0, learned=(1, 2), read=(1, 2)),
     ),
     Entrant(
         folder="rso", title="RSO", method="rso:num_generations=16,num_samples=4,gamma=0.1,learning_rate=5e-5",
@@ -84,9 +84,9 @@ def arms() -> tuple[Arm, ...]:
 
 def compare_methods(sft: Path, reward: Path, preferences: Path, judge: Pep257Judge, plan: Plan, out: Path, console: Console) -> None:
     """Run the study in `out`/study, and lay the models out beside it."""
-    train, tuning, report = (comparisons(preferences / f"{side}.jsonl") for side in ("train", "tuning", "report"))
+    pairs, tuning, report = (comparisons(preferences / f"{side}.jsonl") for side in ("pairs", "tuning", "report"))
     used = plan.method_updates * ROWS_PER_STEP["methods"]  # as many as the updates take, each once
-    parts = Parts(train=train[:used], judge=(), tuning=tuning, report=report)
+    parts = Parts(train=pairs[:used], judge=(), tuning=tuning, report=report)
     settings = Settings(
         seeds=(plan.seed,), learning_rates=(1e-4,), per_device_train_batch_size=ROWS_PER_STEP["methods"], max_length=MAX_LENGTH,
         checkpoints=1, report_prompts=0, tuning_prompts=TUNED, samples=SAMPLES, temperature=TEMPERATURE, max_new_tokens=MAX_SUMMARY_TOKENS,
