@@ -109,3 +109,25 @@ def test_strange_prompts(trueline: Trueline, tiny: Path, pairs: Path, tmp_path: 
     assert found["AUROC against the held-out prompts"] > 0.9 and len(found["detail"]["prompts"]) == 20
     code, _, err = trueline("eval", "--model", tiny, "--data", new, "--ood_reference", pairs)
     assert code == 2 and "name at least 50" in err
+
+
+def test_a_pessimistic_reward_and_an_enhancer(trueline: Trueline, tiny: Path, pairs: Path, tmp_path: Path) -> None:
+    """The spread of two models lowers a score by what they disagree; iterate is driven by it, against the reference's draws."""
+    from trueline.cli.judge import judge_named
+    from trueline.records import TEXT, Message
+
+    for seed, name in enumerate(("one", "two")):
+        words = ("--max_steps", 1, "--seed", seed, "--report_to")
+        assert trueline("reward", "--model", tiny, "--data", pairs, "--out", tmp_path / name, *words)[0] == 0
+    pair = f"{tmp_path / 'one'}=0.5,{tmp_path / 'two'}=0.5"
+    prompt, said = (Message(role=TEXT, content="Count."),), [(Message(role=TEXT, content=text),) for text in ("One, two.", "Seven.")]
+    one, two = (judge_named(str(tmp_path / name)).judge(prompt, said) for name in ("one", "two"))
+    expected = [(a + b) / 2 - abs(a - b) / 2 for a, b in zip(one, two, strict=True)]
+    assert judge_named(f"{pair},spread=-1").judge(prompt, said) == pytest.approx(expected, abs=1e-5)
+    asked = write(tmp_path / "asked.jsonl", [{"prompt": f"Count to {n}."} for n in range(4)])
+    code, _, err = trueline(
+        "iterate", "--model", tiny, "--data", asked, "--reward_model", f"{pair},spread=-1", "--objective.enhancer", "reference",
+        "--num_generations", 2, "--max_completion_length", 4, "--per_device_train_batch_size", 2, "--max_steps", 1,
+        "--out", tmp_path / "policy", "--report_to",
+    )  # fmt: skip
+    assert code == 0 and (tmp_path / "policy" / "finished.json").is_file(), err
