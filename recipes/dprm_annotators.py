@@ -14,8 +14,9 @@ The categories are worth -1 to 1 in equal steps. All arms see the same verdicts:
     DPRM W single      each verdict a row of its own
     longer             no model: the longer answer
 
-The frozen model reads prompt and answer; a network of 32 units on its last token's hidden state is all that is trained, by the
-objectives' own losses, at three learning rates. Five folds by prompt: three to train, one to choose step and rate by the arm's own loss,
+The frozen model reads prompt and answer; a network of 32 units is all that is trained, by the objectives' own losses, at three learning
+rates. It sees the logarithm of the answer's length and --components principal components of the last token's hidden state (0: the whole
+state and no length). Five folds by prompt: three to train, one to choose step and rate by the arm's own loss,
 one to report; again for every seed with other folds. A pair's figures are means over the seeds, so each pair counts once; standard errors
 are over prompts, differences are paired.
 
@@ -23,6 +24,10 @@ Reported: the share of verdicts for the response that the arm rewards more; log 
 (sigmoid of the gap; for DPRM P(better category) + P(same) / 2; ties count half; a coin has 0.693); on pairs with several people, how well
 the arm tells those on which they differ (area under the curve; BT by how near its probability is to 1/2, DPRM by the entropy of the two
 distributions). --model "" reads with the shipped base model, which knows code only.
+
+    python -m recipes.dprm_annotators --rows out/rows       only writes rows for the commands: SET-train.jsonl and SET-test.jsonl, a
+                                                            rating per person and answer, for trueline data pool and dprm, and
+                                                            SET-pairs.jsonl, the comparisons of the test half, for trueline eval
 Cost: 3 minutes for the hidden states, once, and about 8 seconds per seed, fold and set, on one core.
 """
 
@@ -44,6 +49,7 @@ from safetensors.numpy import load_file, save_file
 
 from recipes.dprm_disagreement import Model, fitted
 from recipes.human_preferences_start import data_folder, jsonl
+from recipes.human_preferences_words import fold_of
 from trueline.evals.calibration import reliability
 from trueline.evals.distribution import preference
 from trueline.evals.interval import normal_mean
@@ -51,13 +57,14 @@ from trueline.evals.ood import auroc
 from trueline.models.attention import Layout
 from trueline.models.files import load_model
 from trueline.quickstart.base_model import base_model_dir
-from trueline.records import Comparison, Message, Ranking, Row
+from trueline.records import Comparison, Message, Ranking, Rating, Row
+from trueline.rows import write_rows
 from trueline.store import write_atomic
 from trueline.tokens import encode_comparison, load_tokenizer
 
 ARMS = ("BT, majority", "BT, votes", "BT, grades", "DPRM C", "DPRM W", "DPRM W single")
 BASE = "BT, votes"
-FOLDS, PEOPLE_MOST, LENGTH = 5, 5, 320
+FOLDS, PEOPLE_MOST, LENGTH, COMPONENTS = 5, 5, 320, 16
 GRADES = {"a-is-better": 4, "a-is-slightly-better": 3, "tie": 2, "b-is-slightly-better": 1, "b-is-better": 0}
 LOST_TIED_WON = {0: 1, 1: 2, 2: 0}
 """PandaLM's verdict (0 neither, 1 the first, 2 the second) -> the category of the first response."""
@@ -111,12 +118,12 @@ class Pairs:
     """A set as arrays. Legend: P pairs, A people at most, D width."""
 
     states_VD: np.ndarray
-    """Hidden states of the responses 2 p and 2 p + 1."""
+    """Last hidden states of the responses 2 p and 2 p + 1."""
     picks_PA2: np.ndarray
     """-1 where nobody judged."""
     prompt_P: np.ndarray
-    longer_P: np.ndarray
-    """1 where the first answer has more characters, 0 where the second, 1/2 where neither."""
+    length_P2: np.ndarray
+    """Characters of both answers."""
     worth: tuple[float, ...]
 
 
@@ -141,10 +148,9 @@ def read_set(name: str, data: Path, model: Path, out: Path, limit: int = 0) -> P
         for k, pick in enumerate(one.picks[:PEOPLE_MOST]):
             picks_A2[k] = pick, len(worth) - 1 - pick
     groups = [re.sub(r"\W+", " ", one.prompt).lower() for one, _ in both]
-    lengths_P2 = np.array([[len(text) for text in one.answers] for one, _ in both])
-    longer_P = 0.5 + 0.5 * np.sign(lengths_P2[:, 0] - lengths_P2[:, 1])
+    length_P2 = np.array([[len(text) for text in one.answers] for one, _ in both])
     states = hidden([row for _, row in both], model, out / f"hidden-{name}-{len(both)}.safetensors")
-    return Pairs(states, picks_PA2, np.unique(groups, return_inverse=True)[1], longer_P, worth)
+    return Pairs(states, picks_PA2, np.unique(groups, return_inverse=True)[1], length_P2, worth)
 
 
 @torch.inference_mode()
@@ -178,7 +184,18 @@ def stated(arm: str, model: Model, numbers_P2: np.ndarray, worth: Sequence[float
     return {"gap": (shares_P2C[:, 0] - shares_P2C[:, 1]) @ np.array(worth), "p": found_P, "differ": entropy_P}
 
 
-def one_seed(arm: str, pairs: Pairs, seed: int, steps: int) -> dict[str, list[float]]:
+def features(pairs: Pairs, seen_V: np.ndarray, components: int) -> np.ndarray:
+    """float64 [V, components + 1] (or the states), scaled by what those of `seen_V`, the responses to train on, are like."""
+    whole_VD = pairs.states_VD.astype(np.float64)
+    whole_VD = (whole_VD - whole_VD[seen_V].mean(0)) / whole_VD[seen_V].std(0)
+    if not components:
+        return whole_VD
+    _, _, directions_DD = np.linalg.svd(whole_VD[seen_V], full_matrices=False)
+    few_VD = np.column_stack([whole_VD @ directions_DD[:components].T, np.log(pairs.length_P2.ravel())])
+    return (few_VD - few_VD[seen_V].mean(0)) / few_VD[seen_V].std(0)
+
+
+def one_seed(arm: str, pairs: Pairs, seed: int, steps: int, components: int) -> dict[str, list[float]]:
     """What the arm says of every pair, each by a model that has not seen its prompt."""
     P = len(pairs.picks_PA2)
     fold_P = (np.random.default_rng(seed).permutation(pairs.prompt_P.max() + 1) % FOLDS)[pairs.prompt_P]
@@ -187,10 +204,9 @@ def one_seed(arm: str, pairs: Pairs, seed: int, steps: int) -> dict[str, list[fl
     for fold in range(FOLDS):
         test_P, valid_P = fold_P == fold, fold_P == (fold + 1) % FOLDS
         train_P = ~(test_P | valid_P)
-        seen_VD = pairs.states_VD[numbers_P2[train_P].ravel()]
-        states_VD = (pairs.states_VD - seen_VD.mean(0)) / seen_VD.std(0)
+        features_VD = features(pairs, numbers_P2[train_P].ravel(), components)
         train, valid = ((numbers_P2[part], pairs.picks_PA2[part]) for part in (train_P, valid_P))
-        model = fitted(arm, states_VD, train, valid, steps, seed, pairs.worth)
+        model = fitted(arm, features_VD, train, valid, steps, seed, pairs.worth)
         for name, values in stated(arm, model, numbers_P2[test_P], pairs.worth).items():
             found[name][test_P] = values
     return {name: values.tolist() for name, values in found.items()}
@@ -232,7 +248,8 @@ def table(pairs: Pairs, results: dict[str, list[dict[str, list[float]]]]) -> str
     figures = {arm: of_pairs(pairs, said) for arm, said in said_of.items()}
     areas = {arm: differing(pairs, said) for arm, said in said_of.items()}
     share_P = (vote_PA * there_PA).sum(1) / there_PA.sum(1)
-    longer_P = np.where(pairs.longer_P > 0.5, share_P, np.where(pairs.longer_P < 0.5, 1 - share_P, 0.5))
+    ahead_P = np.sign(pairs.length_P2[:, 0] - pairs.length_P2[:, 1])
+    longer_P = 0.5 + ahead_P * (share_P - 0.5)
     names = ("verdicts for its choice", "log loss")
     lines = [
         f"{len(share_P)} pairs of {pairs.prompt_P.max() + 1} prompts, {there_PA.sum()} verdicts; {several_P.sum()} pairs with several, "
@@ -262,9 +279,9 @@ def said(found: Any) -> str:
     return f"{found.estimate:.3f} ± {found.se:.3f}"
 
 
-def run(data: Path, model: Path, out: Path, seeds: int, steps: int = 100, limit: int = 0) -> str:
+def run(data: Path, model: Path, out: Path, seeds: int, steps: int = 100, limit: int = 0, components: int = COMPONENTS) -> str:
     """Both sets, all arms and seeds; the tables. What an interrupted run has measured stays."""
-    kept = out / "results.json"
+    kept = out / f"results-{components}.json"
     results: dict[str, dict[str, list[dict[str, list[float]]]]] = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else {}
     tables = []
     for name in SETS:
@@ -274,10 +291,29 @@ def run(data: Path, model: Path, out: Path, seeds: int, steps: int = 100, limit:
         for seed in range(seeds):
             for arm in arms:
                 if len(found[arm]) == seed:
-                    found[arm].append(one_seed(arm, pairs, seed, steps))
+                    found[arm].append(one_seed(arm, pairs, seed, steps, components))
             write_atomic(kept, json.dumps(results))
         tables.append(f"{name}: {table(pairs, found)}")
     return "\n\n".join(tables)
+
+
+def write_files(data: Path, out: Path) -> None:
+    """Two halves by prompt: ratings of both, and the second's comparisons."""
+    for name, (file, reader, worth) in SETS.items():
+        parts: dict[str, list[Rating | Comparison]] = {"train": [], "test": [], "pairs": []}
+        for number, one in enumerate(reader(data / f"{file}.jsonl.gz")):
+            prompt = (Message(role="user", content=one.prompt),)
+            answers = tuple((Message(role="assistant", content=text),) for text in one.answers)
+            half = "test" if fold_of(re.sub(r"\W+", " ", one.prompt).lower(), 2) == 0 else "train"
+            for person, pick in enumerate(one.picks):
+                both = zip(answers, (worth[pick], worth[-1 - pick]), strict=True)
+                parts[half] += [Rating(prompt=prompt, response=a, score=w, annotator=f"{number}-{person}") for a, w in both]
+            won = sum(np.sign(2 * pick - len(worth) + 1) for pick in one.picks)
+            if half == "test":
+                ranks = Ranking((1 + int(won < 0), 1 + int(won > 0)))
+                parts["pairs"].append(Comparison(prompt=prompt, responses=answers, judgement=ranks))
+        for part, rows in parts.items():
+            write_rows(rows, out / f"{name}-{part}.jsonl", "trueline")
 
 
 def rehearse(out: Path) -> None:
@@ -297,7 +333,9 @@ def rehearse(out: Path) -> None:
     for name, lines in (("pandalm_human", three), ("tulu1_human", graded)):
         with gzip.open(out / f"{name}.jsonl.gz", "wt", encoding="utf-8") as file:
             file.write("".join(json.dumps(line) + "\n" for line in lines))
-    said = run(out, base_model_dir(), out, 2, 5)
+    write_files(out, out / "rows")
+    assert (out / "rows/pandalm-pairs.jsonl").exists()
+    said = run(out, base_model_dir(), out, 2, 5, components=4)
     assert "BT, grades" in said and "30 pairs with several" in said, said
 
 
@@ -306,10 +344,14 @@ def main() -> None:
     parser.add_argument("--model", default="", help="a folder; the shipped base model without one")
     parser.add_argument("--out", type=Path, default=Path("out/annotators"))
     parser.add_argument("--seeds", type=int, default=4)
+    parser.add_argument("--components", type=int, default=COMPONENTS)
+    parser.add_argument("--rows", type=Path, help="only write rows here")
     words = parser.parse_args()
     data = data_folder(os.environ.get("TRUELINE_DATA", ""))
+    if words.rows:
+        return write_files(data / "preference", words.rows)
     model = Path(words.model) if words.model else base_model_dir()
-    print(run(data / "preference", model, words.out, words.seeds))
+    print(run(data / "preference", model, words.out, words.seeds, components=words.components))
 
 
 if __name__ == "__main__":

@@ -46,4 +46,5 @@ class Pool:
         say_read(rows, console)
         written = write_rows(found, self.out, "trueline")
         picks = sum(sum(one.counts or ()) for one in found) / max(1, len(found))
-        console.print(f"{written.rows:,} responses in {self.out}, {picks:.3g} picks each with the prior", markup=False)
+        prior = " with the prior" if self.judge else ""
+        console.print(f"{written.rows:,} responses in {self.out}, {picks:.3g} picks each{prior}", markup=False)
