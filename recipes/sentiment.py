@@ -54,7 +54,7 @@ PPO = "ppo:kl_coef=0.1,critic=shared,normalize_scores=true,num_iterations=2"
 STAGES: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
     "true": ("judge", ("dpo:beta=0.1", PPO, "sft"), ("best_of_n:n=4/2/8",)),
     "learned": ("learned", (PPO,), ("best_of_n:n=4",)),
-    "betas": ("judge", ("dpo:beta=1/0.05",), ()),
+    "betas": ("judge", ("dpo:beta=1",), ()),
 }
 """Study -> what rewards answers in it, what it trains, what only chooses among answers of the start."""
 
@@ -184,8 +184,8 @@ def run(data: Path, out: Path, *, model: str = SMALL, rate: float = 3e-3, sizes:
     truth = truth_of(data, out / "truth")
     sft = read_reviews(data, started(data, out / "start", model, seed), out / "sft", sizes, rate)
     pairs = compared(data, sft, truth, out / "pairs.json", sizes)
-    for name, (reward, trained, chosen) in STAGES.items():
-        for one in sizes.settings.learning_rates:  # each rate of its own, with every seed: a study alone would go on with one
+    for one in sizes.settings.learning_rates:  # each rate of its own, with every seed: a study alone would go on with the best
+        for name, (reward, trained, chosen) in STAGES.items():
             words = [f"{word},{rates_of(one, sizes)}" if ":" in word else f"{word}:{rates_of(one, sizes)}" for word in trained]
             arms = read_arms([*words, *chosen], sizes.settings.learning_rates)
             run_study(

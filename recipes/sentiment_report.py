@@ -28,7 +28,7 @@ from trueline.study.plots import GREY, PALETTE
 
 STUDIES = {"true": "true reward", "learned": "learned reward", "betas": "true reward"}
 """Folder -> what rewards the answers that its methods draw."""
-LEVELS = (0.5, 1.0, 2.0, 4.0, 8.0)
+LEVELS = (0.5, 1.0, 2.0, 4.0, 6.0, 8.0)
 """KL at which arms are compared, nats per answer."""
 START, BEST = "start", "best of n"
 SHOWN = 5
@@ -46,6 +46,16 @@ class Point:
     reward: float
     found: Mapping[str, Any]
     """What the cell says: texts, tokens, finished."""
+
+
+def finished(points: Sequence[Point]) -> list[Point]:
+    """Those of arms and learning rates of which every seed was measured at the same steps: a study that still runs has others."""
+    seeds = {one.seed for one in points if one.arm == START}
+    steps: dict[tuple[str, float], dict[int, set[int]]] = {}
+    for one in points:
+        steps.setdefault((one.arm, one.rate), {}).setdefault(one.seed, set()).add(one.step)
+    whole = {key for key, found in steps.items() if set(found) == seeds and len(set(map(frozenset, found.values()))) == 1}
+    return [one for one in points if (one.arm, one.rate) in whole]
 
 
 Run = tuple[np.ndarray, np.ndarray]
@@ -211,7 +221,7 @@ def ends(points: Sequence[Point]) -> str:
 def costs(out: Path) -> str:
     """Positions of one run of each arm, as the study counts them; seconds of its training, mean over seeds and rates."""
     rows = []
-    for name, driven in STUDIES.items():
+    for name, driven in there(out).items():
         results = json.loads((out / name / "results.json").read_text(encoding="utf-8"))
         seconds: dict[str, list[float]] = {}
         for folder in (out / name / "cells").glob("policy-*"):
@@ -258,17 +268,18 @@ def frontier_svg(runs: Runs) -> str:
 def report(out: Path) -> str:
     """Everything, written to OUT/report.md and OUT/frontier.svg."""
     seen: dict[tuple[str, float, int, int], Point] = {}
-    for name, driven in STUDIES.items():
+    for name, driven in there(out).items():
         for one in points_of(out / name, driven):  # every study measures the start
             seen.setdefault((one.arm, one.rate, one.seed, one.step), one)
-    points, runs = list(seen.values()), runs_of(list(seen.values()))
+    points = finished(list(seen.values()))
+    runs = runs_of(points)
     dpo = "DPO, β 0.1"
     gaps = differences(runs, dpo)
     write_atomic(out / "frontier.svg", frontier_svg(runs))
     results = json.loads((out / "true/results.json").read_text(encoding="utf-8"))
     prompts = [str(sample["prompt"]) for sample in results["samples"]]
     about = json.loads((out / "truth/accuracy.json").read_text(encoding="utf-8"))
-    shown = [START, dpo, *(f"PPO, {driven}" for driven in dict.fromkeys(STUDIES.values()))]
+    shown = [START, dpo, *(f"PPO, {driven}" for driven in dict.fromkeys(there(out).values()))]
     parts = [
         f"The truth is right on {about['sentences'][1]:.1%} of {about['sentences'][0]:,} held-out sentences and {about['imdb'][1]:.1%} of "
         f"{about['imdb'][0]:,} IMDb reviews; {about['features']:,} features.",
@@ -283,6 +294,11 @@ def report(out: Path) -> str:
     found = "\n\n".join(parts) + "\n"
     write_atomic(out / "report.md", found)
     return found
+
+
+def there(out: Path) -> dict[str, str]:
+    """The studies of which a first rate is finished."""
+    return {name: driven for name, driven in STUDIES.items() if (out / name / "results.json").exists()}
 
 
 def middle(rates: Mapping[float, Any]) -> float:
