@@ -42,7 +42,7 @@ def test_intervals_cover() -> None:
 def test_intervals_cover_everywhere(M: int, S: int, sd: float, common: float) -> None:
     rng = np.random.default_rng(0)
     found = [covered(world(rng, M, S, np.full(M, sd), common)) for _ in range(200)]
-    assert 0.93 < np.mean([one for one, _ in found]) < 0.985
+    assert 0.92 < np.mean([one for one, _ in found]) < 0.985
     assert 0.93 < np.mean([two for _, two in found]) < 0.985
 
 
@@ -94,7 +94,7 @@ def test_spreads_by_hand() -> None:
     """Means [[1, 3], [2, 8]]: a seed is worth 2 to the one and 6 to the other."""
     means = np.array([[1.0, 3.0], [2.0, 8.0]])
     one, two = spread_of_one(means), spread_of_two(means)
-    assert one is not None and one.variance == pytest.approx((2 + 18) / 2) and 1 <= one.dof <= 2
+    assert one is not None and one.variance == pytest.approx((2 + 18) / 2) and one.dof == 2
     assert two is not None and two.variance == pytest.approx(np.var([-1, -5], ddof=1)) and two.dof == 1
     assert spread_of_one(means[:, :1]) is None and spread_of_two(means[:1]) is None
     alone = spread_of_one(means[:1])

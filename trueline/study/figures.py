@@ -156,6 +156,11 @@ def seed_means(several: Sequence[np.ndarray]) -> np.ndarray:
     return np.array([complete(values_SPA).mean(1) for values_SPA in several])
 
 
+def clipped(interval: Interval, low: float, high: float) -> Interval:
+    """Within what the figure can be."""
+    return replace(interval, low=max(low, interval.low), high=min(high, interval.high))
+
+
 def in_sd(share: Interval) -> Interval:
     """A win rate as the gap of two normal scores of equal spread, in their standard deviations: sqrt(2) Phi^-1(share) (Thurstone 1927)."""
     bound = 0.5 / max(1, share.n)  # a share of 0 or 1 would lie infinitely far away

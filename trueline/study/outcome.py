@@ -25,7 +25,7 @@ from trueline.evals.result import Interval, to_plain
 from trueline.study.arms import Arm
 from trueline.study.budget import Share
 from trueline.study.contest import Contest, Pair
-from trueline.study.figures import Gap, Pool, Taken, gained, in_sd, taken, won
+from trueline.study.figures import Gap, Pool, Taken, clipped, gained, in_sd, taken, won
 from trueline.study.rewards import calibration
 from trueline.study.settings import Budget
 from trueline.study.verdict import START, verdict
@@ -41,11 +41,13 @@ SAMPLES = 8
 
 def point(one: Taken, start: Taken, pool: Pool, compares: bool) -> dict[str, Any]:
     """A row of frontier.csv."""
-    gain = pool.against(one, start, "gain", gained)
+    gain, reward = pool.against(one, start, "gain", gained), pool.alone(one, "reward", lambda of: of.true)
+    if compares:
+        gain, reward = clipped(gain, -0.5, 0.5), clipped(reward, 0.0, 1.0)
     row: dict[str, Any] = {
         "arm": one.arm, "label": one.label, "step": one.step, "main": one.main,
         "kl": pool.alone(one, "kl", lambda of: of.kl, share=True).to_dict(),
-        "reward": pool.alone(one, "reward", lambda of: of.true).to_dict(), "gain": gain.to_dict(),
+        "reward": reward.to_dict(), "gain": gain.to_dict(),
         "gain_sd": in_sd(replace(gain, **{part: 0.5 + getattr(gain, part) for part in ENDS})).to_dict() if compares else
                    scaled(gain, float(np.nanstd(start.true)) or 1.0).to_dict(),
         "learned_gain_sd": None, "tokens": pool.alone(one, "tokens", lambda of: of.tokens, share=True).to_dict(),
@@ -100,7 +102,7 @@ def win_matrix(pool: Pool, faced: Mapping[Pair, np.ndarray] | None) -> list[list
         if faced is not None and (names[i], names[j]) not in faced:
             continue
         gap: Gap = won if faced is None else lambda a, b: duel(faced, a, b)
-        share = pool.against(pool.mains[i], pool.mains[j], "won", gap)
+        share = clipped(pool.against(pool.mains[i], pool.mains[j], "won", gap), 0.0, 1.0)
         found[i][j] = share.to_dict()
         found[j][i] = replace(share, estimate=1 - share.estimate, low=1 - share.high, high=1 - share.low).to_dict()
     return found
@@ -119,7 +121,9 @@ def differences(pool: Pool, faced: Mapping[Pair, np.ndarray] | None) -> list[dic
         direct = faced is not None and (a.arm, b.arm) in faced
         gap: Gap = (lambda a, b: duel(faced, a, b) - 0.5) if faced is not None and direct else gained
         name = "won" if direct else "gain"
-        found.append({"a": a.arm, "b": b.arm, "direct": direct, "difference": pool.against(a, b, name, gap).to_dict()})
+        difference = pool.against(a, b, name, gap)
+        difference = clipped(difference, -0.5, 0.5) if direct else difference
+        found.append({"a": a.arm, "b": b.arm, "direct": direct, "difference": difference.to_dict()})
     return found
 
 

@@ -18,6 +18,7 @@ from trueline.study.plots import calibration_plot, colours, cost_plot, frontier_
 from trueline.study.verdict import START
 
 MORE_STYLE = """
+main{max-width:1180px}.numbers th,.numbers td{padding:.42rem .45rem}
 .verdict{background:var(--card);border:1px solid var(--line);border-radius:10px;padding:1rem 1.2rem;margin:1rem 0}
 .verdict ul{margin:.5rem 0 0;padding-left:1.2rem}
 .matrix td,.matrix th{text-align:center}.matrix td:first-child,.matrix th:first-child{text-align:left}
@@ -300,7 +301,7 @@ def small(value: float) -> str:
 
 def with_half(interval: Mapping[str, float]) -> str:
     half = (interval["high"] - interval["low"]) / 2
-    return small(interval["estimate"]) + (f" <small>± {small(half)}</small>" if half else "")
+    return small(interval["estimate"]) + (f" <small>± {small(half)}</small>" if half > 1e-9 else "")
 
 
 def with_range(interval: Mapping[str, float], form: str) -> str:

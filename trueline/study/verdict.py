@@ -114,8 +114,9 @@ def power(results: Mapping[str, Any], best: str, tied: Sequence[str]) -> list[st
     factor = (half / size) ** 2
     if factor < 1.5:
         return [f"A few more prompts (--report_prompts) or seeds (--seeds) may tell {best} from {other}."]
+    third = " A third seed narrows the intervals more than prompts do." if results["seeds"] == 2 else ""
     more = f"about {factor:.0f} times as many prompts (--report_prompts) and seeds (--seeds)"
-    return [f"If what is seen is true, {more} would tell {best} from {other}."]
+    return [f"If what is seen is true, {more} would tell {best} from {other}.{third}"]
 
 
 def warnings(results: Mapping[str, Any], arms: Sequence[Mapping[str, Any]]) -> list[str]:
