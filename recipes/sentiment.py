@@ -11,7 +11,8 @@ included. Here small enough for one core:
     pairs.json    four of its endings to each beginning (2 to 8 tokens) of held-out sentences; the truth orders them: six pairs
     true/         trueline study: DPO, preferred-FT, and what the truth itself drives: PPO-GT, best of n
     learned/      trueline study: PPO and best of n by a reward model that learned from the same pairs
-    betas/        trueline study: DPO with other betas
+    betas/        trueline study: DPO with another beta
+    drawn/        trueline study: DPO's loss on new answers of the start in every step, as the ids that were drawn, those that were cut too
     report.md     tables, differences and samples; frontier.svg (recipes.sentiment_report)
 
 Every stage is a folder or a file with its own completion marker: the same command goes on where it was stopped, by a kill too.
@@ -55,6 +56,7 @@ STAGES: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
     "true": ("judge", ("dpo:beta=0.1", PPO, "sft"), ("best_of_n:n=4/2/8",)),
     "learned": ("learned", (PPO,), ("best_of_n:n=4",)),
     "betas": ("judge", ("dpo:beta=1",), ()),
+    "drawn": ("judge", ("rso:beta=1e9,gamma=0.1,num_samples=4,ranking=tournament",), ()),
 }
 """Study -> what rewards answers in it, what it trains, what only chooses among answers of the start."""
 

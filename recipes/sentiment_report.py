@@ -26,7 +26,7 @@ from trueline.store import write_atomic
 from trueline.study.page import new_figure, to_svg
 from trueline.study.plots import GREY, PALETTE
 
-STUDIES = {"true": "true reward", "learned": "learned reward", "betas": "true reward"}
+STUDIES = {"true": "true reward", "learned": "learned reward", "betas": "true reward", "drawn": "true reward"}
 """Folder -> what rewards the answers that its methods draw."""
 LEVELS = (0.5, 1.0, 2.0, 4.0, 6.0, 8.0)
 """KL at which arms are compared, nats per answer."""
@@ -100,6 +100,8 @@ def arm_of(objective: Mapping[str, Any], driven: str) -> str:
             return f"DPO, β {objective['beta']:g}"
         case "ppo":
             return f"PPO, {driven}"
+        case "rso":  # without rejection
+            return "DPO, new answers"
         case "sft":
             return "preferred-FT"
         case verb:
@@ -230,7 +232,7 @@ def costs(out: Path) -> str:
                 seconds.setdefault(arm_of(inputs(folder)["objective"], driven), []).append(spent)
         for arm in results["arms"]:
             label = {"dpo": "DPO, β " + arm["main"]["label"].partition("beta=")[2].partition(",")[0], "ppo": f"PPO, {driven}",
-                     "sft": "preferred-FT"}.get(arm["verb"])  # fmt: skip
+                     "sft": "preferred-FT", "rso": "DPO, new answers"}.get(arm["verb"])  # fmt: skip
             if label:
                 parts = [arm["cost"][part] for part in ("trained", "sampled", "scored", "reference", "reward_model", "total")]
                 rows.append([label, *(f"{part / 1000:,.0f}" for part in parts), f"{np.mean(seconds.get(label, [math.nan])):.0f}"])
