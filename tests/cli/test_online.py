@@ -151,11 +151,17 @@ def test_prompts_without_a_vote_are_not_learned_from(trueline: Trueline, tiny: P
     assert "pairs with votes: 0, without: 80; responses that nobody voted on: 160" in said
 
 
-def test_memory_is_not_foretold(trueline: Trueline, tiny: Path, pairs: Path, tmp_path: Path) -> None:
+@pytest.mark.slow
+@pytest.mark.sample
+def test_memory_and_time_are_foretold(trueline: Trueline, tiny: Path, pairs: Path, rules: Path, tmp_path: Path) -> None:
     file = tmp_path / "run.yaml"
-    file.write_text(f"verb: online-dpo\nmodel: {tiny}\ndata: [{pairs}]\n", encoding="utf-8")
-    code, _, said = trueline("plan", file)
-    assert code == 2 and "draws its rows" in said
+    options = {"verb": "grpo", "model": str(tiny), "data": [str(pairs)], "judge": f"{rules}:short", "max_steps": 3, "num_generations": 2}
+    file.write_text(yaml.safe_dump(options | {"max_completion_length": 8, "max_length": 64}), encoding="utf-8")
+    code, said, complaint = trueline("plan", file)
+    assert code == 0, complaint
+    assert "keys and values of what is drawn" in said and "min 3 steps, " in said and "fits into" in said
+    assert re.search(r"sampling \d+%, scoring \d+%, learning \d+%; every response", said)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["pairs.jsonl", "rules.py", "run.yaml"]  # nothing is written
 
 
 def test_prompts_of_several_files_are_mixed(trueline: Trueline, tiny: Path, pairs: Path, tmp_path: Path) -> None:

@@ -176,8 +176,6 @@ def run_method(options: Any) -> None:
         if rollouts is not None and isinstance(rollouts.judge, UnsureJudge):  # also where the judge ended the run
             for line in rollouts.judge.lines():
                 console.print(line, markup=False)
-    if full and online is not None:
-        raise ValueError("out of memory: lower max_tokens_per_batch, max_completion_length or num_generations")
     if full:  # behind the handler, which holds what the failed step had
         raise ValueError(memory_advice(options, start))
     if first:

@@ -13,7 +13,6 @@ from rich.console import Console
 from trueline.cli import options, verbs
 from trueline.cli.places import column_names, model_folder
 from trueline.cli.runs import COMMAND
-from trueline.rows import read_rows
 
 if TYPE_CHECKING:
     from trueline.train.forecast import Forecast
@@ -100,13 +99,16 @@ def memory_advice(chosen: Any, start: int) -> str:
 
 def predict(chosen: Any, *, limit: int | None = None, start: int | None = None) -> Forecast:
     """The forecast of a training verb's options (train/forecast.py says what `limit` and `start` are)."""
-    from trueline.cli.method import records_of
+    from trueline.cli.method import OnlineOptions, reader_of, records_of
+    from trueline.cli.rollouts import sizing
     from trueline.train.forecast import forecast
 
     held = None
     if chosen.eval_data:
-        held = read_rows(chosen.eval_data, chosen.objective.record, columns=column_names(chosen.columns))
+        held = reader_of(chosen, chosen.objective)(chosen.eval_data, columns=column_names(chosen.columns))
+    draws = isinstance(chosen, OnlineOptions)
+    more = {"drawing": chosen.drawing, **sizing(chosen.reward_model or chosen.judge)} if draws else {}
     return forecast(
         chosen.objective, model_folder(chosen.model), records_of(chosen, chosen.objective),
-        eval_rows=held, config=chosen.train, limit=limit, start=start,
+        eval_rows=held, config=chosen.train, limit=limit, start=start, **more,
     )  # fmt: skip

@@ -7,11 +7,14 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from trueline.align.combination import WeightedScorer, members, parts_of
+from trueline.align.judges import RuleJudge
 from trueline.align.llm_judge import LLMJudge
 from trueline.align.rollouts import Rollouts
 from trueline.align.verifiers import answers_of
@@ -19,7 +22,7 @@ from trueline.align.votes import StoredVotes
 from trueline.cli.judge import judge_named
 from trueline.cli.places import model_folder
 from trueline.protocols import Scorer
-from trueline.records import Conversation, Record
+from trueline.records import Conversation, Messages, Record
 from trueline.store import local_folder
 from trueline.tokens import load_tokenizer
 from trueline.train import TrainConfig
@@ -88,3 +91,16 @@ def scorer_of(name: str, policy: str, config: TrainConfig) -> Scorer:
         raise ValueError(f"{name} reads {shape.max_length} tokens, and responses end at {longest}: give max_length = {shape.max_length}")
     model = load_scalar_model(folder, device=of_environment().place(config.device))
     return RewardScorer(model, max_tokens=config.max_tokens_per_batch, bf16=config.bf16)
+
+
+def sizing(judges: str) -> dict[str, Any]:
+    """What a forecast needs to play a round: the engine, a judge by chance, and the shapes of the reward models among `judges`."""
+    from trueline.models.files import read_config
+    from trueline.serve.engine import Engine
+
+    def chance(prompt: Messages, response: Messages) -> float:
+        return zlib.crc32("".join(message.content for message in response).encode()) / 2**32
+
+    names = [part for part, _ in members(parts_of(judges))] or [judges]
+    folders = [local_folder(model_folder(name), "config") for name in names if (Path(name) / "config.json").is_file()]
+    return {"rollouts": Rollouts(Engine, judge=RuleJudge(chance)), "scorers": tuple(read_config(folder)[0] for folder in folders)}

@@ -75,4 +75,5 @@ def token_weights(
 
 def lengths(sequence_of_N: Tensor, num_sequences: int) -> Tensor:
     """Scored tokens of every sequence [S], as floats."""
-    return torch.bincount(sequence_of_N, minlength=num_sequences).float()
+    ones_N = torch.ones(len(sequence_of_N), device=sequence_of_N.device)
+    return ones_N.new_zeros(num_sequences).index_add_(0, sequence_of_N, ones_N)

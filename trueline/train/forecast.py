@@ -19,33 +19,34 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from trueline.models.attention import tree_tokens
+from trueline.models.config import DecoderConfig
 from trueline.models.decoder import Decoder
 from trueline.models.products import choose, products
 from trueline.objectives.base import Objective
-from trueline.objectives.rounds import OnPolicy
-from trueline.protocols import Crew
+from trueline.protocols import Crew, Rollouts
+from trueline.records import RolloutConfig
 from trueline.tokens import Tokenizer
-from trueline.train.api import Job, describe, refuse_misfit, resolve
+from trueline.train.api import Job, describe, resolve
+from trueline.train.checks import check_rounds, refuse_misfit
 from trueline.train.config import TrainConfig, override
 from trueline.train.data import Data
 from trueline.train.feed import StoredFeed
 from trueline.train.footprint import Sketch, clock, footprint, largest, one_step, sketch_of, steps_of, up_to
+from trueline.train.forecast_drawn import PROBE, changed, easier, held_by, played, readers, tried
 from trueline.train.optim import adamw
 from trueline.train.watch import many
 
 Settings = dict[str, int]
 """Options by their flat names."""
 MEGABYTE = 1 << 20
-PROBE = 512
-"""Positions of the probe, about."""
 SLACK = 0.2
 """What allocator and kernels take on top of tensors beyond those of the probe, as a share of them (docs/stages/memory.md)."""
 UNSEEN = 40 * MEGABYTE
@@ -58,6 +59,7 @@ PRICES = {
     "gradient_checkpointing": "the same gradient, in a third more time",
     "lora_r": "another run: an adapter is trained, not all weights",
     "max_length": "another run: longer sequences are cut",
+    "max_completion_length": "another run: responses are cut earlier",
 }
 
 
@@ -91,6 +93,8 @@ class Forecast:
     floor: int
     """Bytes before the first row is computed: process, weights, moments."""
     ways: tuple[Way, ...]
+    split: Mapping[str, float] = field(default_factory=dict)
+    """Seconds of sampling, scoring and learning, of methods that draw their own responses."""
 
     @property
     def peak(self) -> int:
@@ -107,6 +111,9 @@ class Forecast:
             lines.append(f"{'?':>9} min {many(self.steps, 'step')}: too large to try one here")
         else:
             lines.append(f"{self.seconds / 60:9,.1f} min {many(self.steps, 'step')}, {self.seconds / self.steps:.2g} s each")
+        if self.split and self.seconds:
+            shares = ", ".join(f"{name} {seconds / self.seconds:.0%}" for name, seconds in self.split.items())
+            lines.append(f"{'':>9}     {shares}; every response taken to be as long as it may be")
         return "\n".join(lines)
 
     def advice(self) -> str:
@@ -127,24 +134,30 @@ def forecast(
     tokenizer: Tokenizer | None = None,
     eval_rows: Data | None = None,
     config: TrainConfig | None = None,
+    drawing: RolloutConfig | None = None,
+    rollouts: Rollouts | None = None,
+    scorers: Sequence[DecoderConfig] = (),
     limit: int | None = None,
     start: int | None = None,
     **overrides: Any,
 ) -> Forecast:
     """What `train` would need with the same arguments. Writes nothing.
 
+    rollouts of methods that draw their own responses (forecast_drawn.py): an engine, with a judge that need not be the run's
+    scorers  shapes of the reward models that would be in memory
     limit    bytes to fit into; default: what the machine, or its GPU, has
     start    bytes that the process holds without the model, where it is known; then nothing is probed
 
     In a fresh process the figures are those of a training process; memory that this one took earlier counts, too.
     """
-    if isinstance(objective, OnPolicy):
-        raise ValueError(f"{objective.verb} draws its rows on the way: what that takes is not foretold; --dry_run shows the rest")
-    job = resolve(objective, model, rows, eval_rows, tokenizer, config, overrides, None)
+    check_rounds(objective, drawing, rollouts)
+    job = resolve(objective, model, rows, eval_rows, tokenizer, config, overrides, None, drawing)
     there = memory_of(job.config.device)
     limit = there if limit is None else limit
     sketch = sketch_of(job, model)
-    refuse_misfit(sketch.shape, (*job.rows, *job.held), job.tokenizer)
+    refuse_misfit(sketch.shape, (*job.rows, *job.held), job.tokenizer, job.drawn_tokens)
+    if rollouts is not None:
+        return _of_rounds(job, sketch, rollouts, scorers, limit, there, start)
     fullest = largest(job)
     process, speed = (Process(UNSEEN + start, 0), None) if start is not None else probe(job, sketch, there)
     found = footprint(job, sketch, fullest.rows)
@@ -164,6 +177,37 @@ def forecast(
         about=describe(job), parts=parts, steps=job.total_steps, limit=limit, ways=tuple(enough),
         seconds=speed.of_run(job, fullest.mean) if speed is not None else None,
         floor=process.total(found.weights + found.moments),
+    )  # fmt: skip
+
+
+def _of_rounds(
+    job: Job, sketch: Sketch, rollouts: Rollouts, scorers: Sequence[DecoderConfig], limit: int | None, there: int | None,
+    start: int | None,
+) -> Forecast:  # fmt: skip
+    """Of a method that draws its own responses."""
+    began, pace, found = highest(job.config.device), None, played(job, sketch, rollouts)
+    held = held_by(job, sketch, found, scorers)
+    process = Process(UNSEEN + (began if start is None else start), 0)
+    if start is None and (there is None or began + held.peak <= there):
+        before = highest(job.config.device)  # what the counting itself takes is none of the run's
+        pace, small = tried(job, sketch, found, rollouts)
+        tensors = held_by(job, sketch, small, (), alone=True).peak
+        process = Process(max(began, highest(job.config.device) - tensors - (before - began)), tensors)
+    total = process.total(held.peak)
+    most = max(held.phases, key=lambda name: held.phases[name])
+    parts = {"the process: libraries, rows, what kernels use": process.size} | {name: size for name, size in held.parts.items() if size}
+    parts |= {f"what {most} takes": held.peak - sum(held.parts.values())}
+    parts |= {"lost between tensors by the allocator, about": total - sum(parts.values())}
+    enough = []
+    if limit is not None and total > limit:
+        for settings in easier(job, sketch, rollouts):
+            other = changed(job, settings)
+            size = process.total(held_by(other, sketch, played(other, sketch, rollouts), scorers).peak)
+            enough += [Way(settings=settings, peak=size)] if size <= limit else []
+    split = pace.of_run(job, found, readers(job, sketch, scorers)) if pace is not None else {}
+    return Forecast(
+        about=describe(job), parts=parts, steps=job.total_steps, limit=limit, ways=tuple(enough),
+        seconds=sum(split.values()) if split else None, floor=process.total(sum(held.parts.values())), split=split,
     )  # fmt: skip
 
 
