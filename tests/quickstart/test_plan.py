@@ -46,6 +46,12 @@ def test_cost_of_a_method_by_hand():
     assert cost.seconds(row_tokens=100 + 20, train_speed=1000.0, sample_speed=100.0) == pytest.approx(0.02 + 0.18 + 0.1)
 
 
+def test_a_plan_of_another_version_is_refused(tmp_path):
+    (tmp_path / "plan.json").write_text('{"minutes": 13.0, "dpo_steps": 29}')
+    with pytest.raises(ValueError, match="another version"):
+        load_or_make(tmp_path / "plan.json", 13.0, 0, False, None)
+
+
 @pytest.mark.parametrize("minutes", [6.0, 18.0, 40.0])
 def test_counts_fill_the_minutes_and_no_more(monkeypatch, minutes):
     """Every method of an 18 minutes' run sees 500 prompts on two older cores; what the methods leave, the other stages take."""

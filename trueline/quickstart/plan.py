@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import numpy as np
@@ -79,7 +79,10 @@ class Plan:
 def load_or_make(path: Path, minutes: float, seed: int, from_scratch: bool, make: Plan | None) -> Plan:
     """The plan kept at `path`, when it answers the same command; else `make`, which is written there."""
     if path.exists():
-        plan = Plan(**json.loads(path.read_text(encoding="utf-8")))
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        if set(kept) != {field.name for field in fields(Plan)}:
+            raise ValueError(f"{path.parent} was begun by another version of Trueline: give another --out")
+        plan = Plan(**kept)
         for name, value in (("minutes", minutes), ("seed", seed), ("from_scratch", from_scratch)):
             if getattr(plan, name) != value:
                 raise ValueError(
