@@ -62,7 +62,7 @@ GRID = (0.0, 0.1, 0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 FEW = (512, 4096)
 """Labels that a reward is learned from, over all prompts."""
 SNAPSHOTS = (50, 100, 200, 400)
-STOPS = (10, 20, 40, 80, 150)
+STOPS = (10, 20, 40, 80)
 
 
 def narrow(world: World, kept: int = 5) -> np.ndarray:
@@ -240,7 +240,7 @@ def square_root(seed: int, updates: int = UPDATES) -> Numbers:
             return [{"prompt": "", "response": ""}]
 
         options = {"learning_rate": 0.03, "lr_scheduler_type": "constant", "sample_steps": STOPS[0]}
-        trained(Method(name="", objective=objective, draws=8, options=options), world, [], updates, look)
+        trained(Method(name="", objective=objective, draws=8, options=options), world, [], min(STOPS[-1], updates), look)
         policies |= {f"{name}, {step} updates": way[step // STOPS[0] - 1] for step in STOPS if step <= updates}
     return {f"{name}: {key}": value for name, p_PV in policies.items() for key, value in slope(p_PV, world).items()}
 
@@ -283,7 +283,7 @@ PAIRED: Mapping[str, Sequence[tuple[str, str]]] = {
         (f"{arm}, beta 0.1: 400", f"{arm}, beta 1: 400") for arm in ("sigmoid, certain", "ipo, certain", "sigmoid, by chance")
     ) + tuple((f"{arm}: 400", f"{arm}: 200") for arm in ("sigmoid, certain, beta 1", "ipo, certain, beta 1", "sigmoid, by chance, beta 1")),
     "square_root": tuple(
-        (f"{name}, 20 updates: gain per deviation and root of KL", f"{name}, 150 updates: gain per deviation and root of KL")
+        (f"{name}, 20 updates: gain per deviation and root of KL", f"{name}, 80 updates: gain per deviation and root of KL")
         for name in ("rloo", "ppo")
     ),
 }  # fmt: skip
