@@ -91,7 +91,7 @@ class OnlineOptions(MethodOptions):
     model that reads text."""
     reward_model: Annotated[str, tyro.conf.arg(metavar="DIR_OR_HUB_ID", help_behavior_hint="(this or --judge)")] = ""
     """A reward model. It reads the very ids that were drawn; one with another tokenizer than the model reads them as text, which is said.
-    Several are added up with weights: runs/helpful=0.7,runs/harmless=0.3."""
+    Several are added up with weights: runs/helpful=0.7,runs/harmless=0.3; with spread=-1 as one more, less what they disagree by."""
     llm: Annotated[LLMOptions, tyro.conf.arg(name=""), tyro.conf.OmitArgPrefixes] = field(default_factory=LLMOptions)
     """A language model as judge."""
 
