@@ -32,6 +32,7 @@ from recipes.human_preferences_words import (
     word_differences,
 )
 from trueline.evals.calibration import PairCalibration, pair_calibration
+from trueline.evals.diagram import calibration_svg
 from trueline.evals.interval import bootstrap_mean, paired_difference, sign_test
 from trueline.store import write_atomic
 
@@ -250,34 +251,6 @@ def dpo(out: Path, pairs: Sequence[TextPair]) -> list[str]:
     ]  # fmt: skip
 
 
-def reliability_svg(found: PairCalibration) -> str:
-    """Confidence against share right; the area of a point is its number of pairs."""
-    left, top, size = 46, 12, 260
-    bins = [b for b in found.reliability.bins if b.count]
-    most = max(b.count for b in bins)
-
-    def at(x: float, y: float) -> tuple[float, float]:
-        return left + (x - 0.5) * 2 * size, top + (1 - y) * size / 0.8
-
-    parts = [f'<line x1="{left}" y1="{at(0.5, 0.5)[1]:.0f}" x2="{left + size}" y2="{at(1, 1)[1]:.0f}" class="d"/>']
-    for share in (0.2, 0.4, 0.6, 0.8, 1.0):
-        y = at(0.5, share)[1]
-        parts.append(f'<line x1="{left}" y1="{y:.0f}" x2="{left + size}" y2="{y:.0f}" class="g"/><text x="{left - 6}" y="{y + 4:.0f}" '
-                     f'text-anchor="end">{share:.0%}</text>')  # fmt: skip
-    for share in (0.5, 0.6, 0.7, 0.8, 0.9, 1.0):
-        parts.append(f'<text x="{at(share, 0)[0]:.0f}" y="{top + size + 18}" text-anchor="middle">{share:.0%}</text>')
-    for b in bins:
-        x, y = at(b.confidence, b.accuracy)
-        parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{2 + 9 * (b.count / most) ** 0.5:.1f}"><title>{b.count} pairs</title></circle>')
-    parts.append(f'<text x="{left + size / 2:.0f}" y="{top + size + 38}" text-anchor="middle">confidence of the reward model</text>')
-    turned = f'transform="rotate(-90 12 {top + size / 2:.0f})" text-anchor="middle"'
-    parts.append(f'<text x="12" y="{top + size / 2:.0f}" {turned}>share right</text>')
-    style = ("text{font:12px sans-serif;fill:#777}.g{stroke:#777;stroke-opacity:.25}.d{stroke:#777;stroke-dasharray:4 4}"
-             "circle{fill:#8d6cc4;fill-opacity:.85}")  # fmt: skip
-    head = '<svg xmlns="http://www.w3.org/2000/svg" width="340" height="330" viewBox="0 0 340 330">'
-    return f"{head}<style>{style}</style>{''.join(parts)}</svg>\n"
-
-
 def report(out: Path) -> str:
     """All tables, also written to report.md, and the plot."""
     abouts = read(out / "rows.json")
@@ -294,7 +267,7 @@ def report(out: Path) -> str:
     more, found = harmless(out, pairs, abouts)
     text = "\n".join([*lines, *more, *helpful(out), *dpo(out, pairs)])
     write_atomic(out / "report.md", text + "\n")
-    write_atomic(out / "reliability.svg", reliability_svg(found))
+    write_atomic(out / "reliability.svg", calibration_svg(found.reliability, found.by_gap, log_odds=True))
     return text
 
 

@@ -10,7 +10,7 @@ recipes.human_preferences reads (tulu1 and pandalm), split by question, so that 
 
     best of n        n of 32 answers of the start model to each of 40 instructions, chosen by one model and scored by both; each model
                      of a size is the train model once. KL log n - (n-1)/n; the expectation over all choices of n of the 32
-    rloo             a policy trained against the train model (--steps updates of 32 answers), measured on the way: 4 answers to each
+    rloo             a policy trained against the larger train model (--steps updates of 32 answers), measured on the way: 4 answers to each
                      of the 40 instructions, its KL exact per token given what was drawn
 
 No instruction is one of the preferences' questions. Scores are less the mean of the start's answers and in their standard deviations, model
@@ -81,12 +81,12 @@ def instructions(data: Path, questions: set[str], tokenizer: Tokenizer) -> list[
 
 
 def small_models(pairs: Sequence[Pair], start: Path, out: Path, rate: float, scale: Scale) -> list[Path]:
-    """Models of `scale.small` pairs of each half; model h has not seen half h."""
+    """Models of `scale.small` pairs of each half; model h has not seen half h, and starts from a head of its own."""
     found = []
     for half in (0, 1):
         inside = [pair for pair in pairs if fold(pair, 2) != half]
         order = np.random.default_rng(half).permutation(len(inside))[: scale.small]
-        found.append(reward_model(start, [inside[i] for i in order], out / f"small/{half}", rate, 0, scale.rm_steps))
+        found.append(reward_model(start, [inside[i] for i in order], out / f"small/{half}", rate, half, scale.rm_steps))
     return found
 
 
@@ -148,8 +148,9 @@ def run(data: Path, preferences: Path, out: Path, scale: Scale) -> str:
     asked, others = prompts[: scale.asked], prompts[scale.asked : scale.asked + TRAINED_ON]
     rates = json.loads((preferences / "rates/rates.json").read_text(encoding="utf-8"))
     rate = float(min(rates, key=rates.get))
+    whole = "all of a half"
     sizes = {
-        "all of a half": [preferences / f"helpful/{half}" for half in (0, 1)],
+        whole: [preferences / f"helpful/{half}" for half in (0, 1)],
         f"{scale.small} pairs": small_models(pairs, start, out, rate, scale),
     }
     groups: list[Group] = []
@@ -168,6 +169,8 @@ def run(data: Path, preferences: Path, out: Path, scale: Scale) -> str:
             both = [best_of_n(scaled[k], scaled[1 - k], n) for k in (0, 1)]
             train_P, test_P = (np.mean([one[side] for one in both], axis=0) for side in (0, 1))
             lines["best of n"].append((f"{n}", kl_bound(n), 0.0, train_P, test_P))
+        if size != whole:
+            continue
         policy = optimised(start, models[0], others, out / f"rloo-{size.replace(' ', '-')}", tokenizer, scale)
         for step in range(scale.every, scale.steps + 1, scale.every):
             folder = policy if step == scale.steps else policy / f"checkpoint-{step}"

@@ -4,12 +4,10 @@ import importlib
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
-from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 
-from trueline.evals.calibration import pair_calibration
 from trueline.records import Comparison, Counts, Message, Ranking, Row
 
 ROOT = Path(__file__).parents[2]
@@ -150,11 +148,3 @@ def test_agreement_counts_those_who_choose(recipe):
     assert "66.7% of 3 cases" in recipe.report.agreement_of_three([(1, 1, 0), (2, 1, 0), (2, 2, 0), (0, 0, 1)])
     pairs = [recipe.words.TextPair("q", *texts, 1.0) for texts in (("a", "b"), ("b", "a"), ("c", "d"), ("c", "d"))]
     assert "of 2 pairs that two people decided, they agree on 50.0%" in recipe.report.agreement_of_two(pairs, [["a-is-better"]] * 4)
-
-
-def test_the_plot_is_a_picture(recipe):
-    found = pair_calibration(np.random.default_rng(0).normal(0.3, 1, 300))
-    root = ElementTree.fromstring(recipe.report.reliability_svg(found))
-    circles = [one for one in root if one.tag.endswith("circle")]
-    assert sum(int(circle[0].text.split()[0]) for circle in circles) == 300
-    assert all(0 <= float(c.get("cx")) <= 340 and 0 <= float(c.get("cy")) <= 330 for c in circles)
