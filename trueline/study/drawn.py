@@ -40,6 +40,8 @@ class Drawn:
     cell: Cell
     positions: float
     """Token positions sampled per prompt."""
+    unknown: frozenset[str] = frozenset()
+    """Keys of prompts with a response that the judge said nothing of: nobody learns from them; to answer, they are as good as others."""
 
 
 def unjudged(prompts: Sequence[Conversation]) -> list[Comparison]:
@@ -53,7 +55,7 @@ def responses_of(settings: Settings) -> int:
 
 
 def drawn_pairs(bench: Bench, prompts: Sequence[Conversation], judge: Judge, judge_key: str) -> tuple[list[Comparison], Drawn]:
-    """One comparison per different prompt, but for those that the judge says nothing of."""
+    """One comparison per different prompt."""
     settings = bench.settings
     messages = list({prompt_key(prompt.messages): prompt.messages for prompt in prompts}.values())
     count = responses_of(settings)
@@ -65,17 +67,14 @@ def drawn_pairs(bench: Bench, prompts: Sequence[Conversation], judge: Judge, jud
         engine = Engine(load_model(bench.start, device=settings.device), bench.tokenizer, max_batch=128)
         sampling = Sampling(n=count, temperature=settings.temperature, max_new_tokens=settings.max_new_tokens, seed=SEED)
         groups = rollouts(messages, engine, None, sampling, encode=lambda one: encode_prompt(one, bench.tokenizer), decode=engine.text)
-        found: list[list[Any] | None] = []
-        tokens = 0
+        found, tokens = [], 0
         for group in rated(groups, judge):
             tokens += len(group.samples[0].prompt_ids) + sum(len(sample.ids) for sample in group.samples)
-            if not np.isfinite(group.scores).all():  # the judge said nothing of one of them
-                found.append(None)
-                continue
+            known = bool(np.isfinite(group.scores).all())  # else the judge said nothing of one of them
             best, worst = int(np.argmax(group.scores)), int(np.argmin(group.scores))
             worst = worst if best != worst else (best + 1) % count
             texts = [group.responses[k][-1].content for k in (best, worst)]
-            found.append([group.responses[best][-1].role, *texts, group.scores[best] > group.scores[worst]])
+            found.append([group.responses[best][-1].role, *texts, group.scores[best] > group.scores[worst] if known else None])
         return {"pairs": found, "positions": tokens / max(1, len(messages))}
 
     kept = cell.once("pairs.json", compute)
@@ -84,10 +83,7 @@ def drawn_pairs(bench: Bench, prompts: Sequence[Conversation], judge: Judge, jud
             prompt=prompt, responses=tuple((Message(role=role, content=text),) for text in (best, worst)),
             judgement=Ranking((1, 2) if decided else (1, 1)),
         )
-        for prompt, one in zip(messages, kept["pairs"], strict=True)
-        if one is not None
-        for role, best, worst, decided in [one]
+        for prompt, (role, best, worst, decided) in zip(messages, kept["pairs"], strict=True)
     ]  # fmt: skip
-    if not pairs:
-        raise ValueError(f"the judge said nothing of the responses to {len(messages):,} prompts, which is all: look at what it answers")
-    return pairs, Drawn(cell=cell, positions=kept["positions"])
+    unknown = frozenset(prompt_key(prompt) for prompt, one in zip(messages, kept["pairs"], strict=True) if one[-1] is None)
+    return pairs, Drawn(cell=cell, positions=kept["positions"], unknown=unknown)

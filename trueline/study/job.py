@@ -18,6 +18,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from trueline.align.group import prompt_key
 from trueline.align.llm_judge import LLMJudge
 from trueline.align.votes import StoredVotes
 from trueline.models.files import fingerprint as weights_fingerprint
@@ -83,6 +84,10 @@ def run_study(
             run.event(f"no comparisons are given: the start answers {len(parts.prompts('train')):,} prompts, and the judge compares")
             pairs, drawn = drawn_pairs(bench, prompts, judge, judge_key)
             parts = split(pairs, needs_judge=False)
+            known = tuple(pair for pair in parts.train if prompt_key(pair.prompt) not in drawn.unknown)
+            if len(known) < len(parts.train):
+                run.event(f"{len(parts.train) - len(known):,} prompts to train on are left out: the judge said nothing of a response")
+                parts = checked(replace(parts, train=known), needs_judge=False)
         parts = without_long(bench, parts, run)
         job = prepared(bench, arms, parts, judge, judge_key, reward, run, drawn, owed)
         shares = {arm.name: settle(job, arm, budget) for arm in arms}
