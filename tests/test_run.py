@@ -62,6 +62,7 @@ def test_another_identity_is_refused_in_one_sentence(tmp_path):
         ("config.learning_rate", 0.001, 0.1, "give --learning_rate 0.001 to resume"),
         ("config.bf16", True, False, "give --bf16 true to resume"),
         ("config.lora_target_modules", ["q_proj", "v_proj"], ["all-linear"], "give --lora_target_modules q_proj v_proj to resume"),
+        ("config.greater_is_better", None, True, "leave out --greater_is_better to resume"),
         ("config.rows_per_step", 8, 4, "x processes be 8 again to resume"),
         ("objective.method", "dpo", "ppo", "begin with trueline dpo to resume"),
         ("objective.kl.kl_coef", 0.05, 0.1, "give --objective.kl_coef 0.05 to resume"),  # as people type it

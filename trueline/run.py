@@ -218,9 +218,9 @@ def _advice(name: str, was: Any) -> str:
         return f"begin with trueline {was}"
     if rest == "rows_per_step":
         return f"let per_device_train_batch_size x gradient_accumulation_steps x processes be {was} again"
-    if rest and part in ("objective", "config") and was is not None:
-        inside = "objective." if part == "objective" else ""
-        return f"leave out --{inside}{rest}" if was is ABSENT else f"give --{inside}{name.rpartition('.')[2]} {value}"
+    if rest and part in ("objective", "config"):
+        option = ("--objective." if part == "objective" else "--") + name.rpartition(".")[2]
+        return f"leave out {option}" if was is ABSENT or was is None else f"give {option} {value}"
     return f"give --{OPTIONS.get(part, part)} as it was{' (the same name holds something else now)' if rest == 'contents' else ''}"
 
 
