@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.align.fake_judge import longer, serving
 from tests.cli.conftest import Trueline
 
 
@@ -64,6 +65,37 @@ def test_a_budget_that_is_too_small(tiny: Path, many: Path, rule: Path, tmp_path
     words = ["--methods", "dpo", "--tokens", 10, "--judge", f"{rule}:short"]
     code, _, complained = trueline("study", "--model", tiny, "--data", many, "--out", tmp_path / "study", *words)
     assert code == 2 and "10 tokens are too few for dpo" in complained
+
+
+def test_dry_run_says_what_a_judge_is_asked(tiny: Path, many: Path, tmp_path: Path, trueline: Trueline) -> None:
+    """Verdicts and requests at most; more than the bound are refused before anything is asked; nobody listens at the address."""
+    out = tmp_path / "study"
+    words = ["--model", tiny, "--data", many, "--out", out, "--methods", "dpo", "best_of_n:n=2", "--updates", 8, "--max_new_tokens", 8,
+             "--report_prompts", 5, "--tuning_prompts", 3, "--samples", 1, "--judge", "http://127.0.0.1:9/v1#judge"]  # fmt: skip
+    code, said, _ = trueline("study", *words, "--dry_run")
+    assert code == 0 and not out.exists()
+    rows = {line.rsplit(maxsplit=2)[0].strip(): line.split()[-2:] for line in said.splitlines() if line.strip()}
+    assert rows["tuning"] == ["9", "18"] and rows["report, against the start"] == ["50", "100"]
+    assert rows["report, between methods"] == ["10", "20"]
+    for more in (["--dry_run"], []):
+        code, _, complained = trueline("study", *words, "--max_requests", 117, *more)
+        assert code == 2 and "asked up to 118 times, and --max_requests is 117" in complained and complained.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_a_language_model_behind_an_address(tiny: Path, many: Path, tmp_path: Path, trueline: Trueline) -> None:
+    """Its verdicts are kept beside the report: the same command asks nothing."""
+    out = tmp_path / "study"
+    with serving(longer) as server:
+        words = ["--model", tiny, "--data", many, "--out", out, "--methods", "dpo", "--updates", 2, "--max_new_tokens", 4, "--samples", 1,
+                 "--report_prompts", 5, "--tuning_prompts", 3, "--learning_rates", "1e-2", "--judge", f"{server.url}#judge"]  # fmt: skip
+        asked = []
+        for _ in range(2):
+            code, said, complained = trueline("study", *words)
+            assert code == 0 and "report.html" in said, complained
+            asked.append(len(server.questions))
+        assert asked[0] == asked[1] > 0 and (out / "verdicts.sqlite").exists()
+    assert "judged by judge_(pairs)" in complained
 
 
 def test_few_prompts(tiny: Path, pairs: Path, tmp_path: Path, trueline: Trueline) -> None:
