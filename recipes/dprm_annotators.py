@@ -340,6 +340,7 @@ def rehearse(out: Path) -> None:
 
 
 def main() -> None:
+    """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--model", default="", help="a folder; the shipped base model without one")
     parser.add_argument("--out", type=Path, default=Path("out/annotators"))

@@ -242,6 +242,7 @@ def rehearse(folder: Path) -> None:
 
 
 def main() -> None:
+    """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preferences", type=Path, required=True, help="where recipes.human_preferences has written")
     parser.add_argument("--out", type=Path, default=Path("out/split"))
