@@ -19,7 +19,7 @@ fit; main and the paper's enhancer,
     argmax ||E phi(pi') - E phi(pi)||_{Sigma^-1} among pi' with eta KL(pi' || pi) <= width x that norm,
 which is a tilted main policy: of all policies with the same mean features the tilted one has the least KL.
 
-Worlds are shared by all arms: differences are paired. Cost: a minute or two on one core. Prints the tables of docs/recipes/gshf.md.
+Worlds are shared by all arms: differences are paired. Cost: a few minutes of one core. Prints the tables of docs/recipes/gshf.md.
 """
 
 from __future__ import annotations
