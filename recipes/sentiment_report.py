@@ -64,8 +64,8 @@ Runs = dict[str, dict[float, dict[int, Run]]]
 """Arm -> learning rate -> seed -> run."""
 
 
-def points_of(study: Path, driven: str) -> list[Point]:
-    """What was measured on the report prompts in a study. `driven` names what rewards the methods there."""
+def points_of(study: Path, driven: str, *, tuning: bool = False) -> list[Point]:
+    """What was measured on the report prompts in a study, or on the tuning prompts. `driven` names what rewards the methods there."""
     plans = json.loads((study / "plan.json").read_text(encoding="utf-8"))
     updates = max(share["updates"] for share in plans.values())
     policies = {folder.name.removeprefix("policy-"): inputs(folder) for folder in (study / "cells").glob("policy-*")}
@@ -74,7 +74,7 @@ def points_of(study: Path, driven: str) -> list[Point]:
     found = []
     for about, path in answers:
         policy = policies.get(about["policy"][:16])
-        if not path.exists() or about["prompts"] not in asked or (policy and policy["training"]["max_steps"] != updates):
+        if not path.exists() or (about["prompts"] not in asked) != tuning or (policy and policy["training"]["max_steps"] != updates):
             continue
         for way, one in json.loads(path.read_text(encoding="utf-8")).items():
             if way == "drawn":
@@ -202,6 +202,14 @@ def verdict(gaps: Sequence[tuple[float, float]]) -> str:
     return f"{'reproduced' if ahead == len(known) else mixed} ({where})"
 
 
+def trials(points: Sequence[Point]) -> str:
+    """Reward and KL on the tuning prompts where runs of the first seed end, for every learning rate."""
+    rates = sorted({one.rate for one in points})
+    ends_ = {(one.arm, one.rate): f"{one.reward:.3f}, {one.kl:.1f}" for one in points}
+    rows = [[arm, *(ends_.get((arm, rate), "–") for rate in rates)] for arm in sorted({one.arm for one in points})]
+    return table(["arm", *(f"{rate:g}" for rate in rates)], rows)
+
+
 def ends(points: Sequence[Point]) -> str:
     """Where the runs of every arm and rate end: reward, KL, and how the answers look."""
     rows = []
@@ -280,6 +288,7 @@ def report(out: Path) -> str:
     write_atomic(out / "frontier.svg", frontier_svg(runs))
     results = json.loads((out / "true/results.json").read_text(encoding="utf-8"))
     prompts = [str(sample["prompt"]) for sample in results["samples"]]
+    tuning = [one for name, driven in there(out).items() for one in points_of(out / name, driven, tuning=True)]
     about = json.loads((out / "truth/accuracy.json").read_text(encoding="utf-8"))
     shown = [START, dpo, *(f"PPO, {driven}" for driven in dict.fromkeys(there(out).values()))]
     parts = [
@@ -289,6 +298,7 @@ def report(out: Path) -> str:
         f"{dpo}, less the other arm, at equal KL, paired by seed\n\n{difference_table(gaps)}",
         "\n".join(f"- {dpo} above {arm}: {verdict(row)}" for arm, row in gaps.items()),
         f"Each learning rate\n\n{by_rate(runs)}",
+        f"Reward, KL on the tuning prompts by learning rate, first seed\n\n{trials(tuning)}",
         f"Where runs end\n\n{ends(points)}",
         f"Cost of one run, thousand positions\n\n{costs(out)}",
         f"Samples: seed 0, the first prompts, the middle learning rate\n\n{samples(points, prompts, shown, middle(runs[dpo]))}",
