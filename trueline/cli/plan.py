@@ -23,7 +23,8 @@ GIGABYTE = 1 << 30
 @dataclass(frozen=True, kw_only=True)
 class Plan:
     """Predict a run's peak memory and time, and say what to change when it does not fit. Reads the rows, tries two short
-    steps on a model of that shape, and counts the tensors of the largest one. Trains and writes nothing."""
+    steps on a model of that shape, and counts the tensors of the largest one; where the method draws its responses, it plays a
+    round with the longest ones. Trains and writes nothing."""
 
     file: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="CONFIG")]
     """A YAML file with the verb and its options (verb: sft, model: ..., data: ...), or the folder of a run."""
