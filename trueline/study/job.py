@@ -191,7 +191,8 @@ def prepared(
         rewards = given_reward(bench, local_folder(reward))
     if judge is None:
         run.event(f"no --judge: a reward model that judges learns from {len(parts.judge):,} comparisons that no method sees")
-        judging = trained_rewards(bench, parts.judge, parts.tuning, settings.seeds[:1], run).cells[settings.seeds[0]]
+        own = max(settings.seeds) + 1  # its own random head: models that start from one head err alike
+        judging = trained_rewards(bench, parts.judge, parts.tuning, [own], run).cells[own]
     contest = None
     if isinstance(judge, LLMJudge | StoredVotes) and compares(judge):
         contest = Contest(judge=judge, key=judge_key, cells=bench.cells, between=owed.asks_between)
