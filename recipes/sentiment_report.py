@@ -263,11 +263,12 @@ def frontier_svg(runs: Runs) -> str:
     """A line per arm and learning rate, means over seeds; an arm has one colour."""
     figure, axes = new_figure()
     for number, (arm, rates) in enumerate(runs.items()):
-        plain = arm.startswith(BEST)
+        style = {"color": PALETTE[number % len(PALETTE)], "marker": "o"}
+        if arm.startswith(BEST):
+            style = {"color": GREY, "ls": ":", "marker": "^" if "learned" in arm else "v"}
         for rate, by_seed in rates.items():
             kl, reward = (np.mean([run[part] for run in by_seed.values()], axis=0) for part in (0, 1))
-            style = {"color": GREY, "ls": ":"} if plain else {"color": PALETTE[number % len(PALETTE)]}
-            axes.plot(kl, reward, lw=1, marker="v" if plain else "o", ms=3, alpha=0.8, label=arm if rate == min(rates) else None, **style)
+            axes.plot(kl, reward, lw=1, ms=3, alpha=0.8, label=arm if rate == min(rates) else None, **style)
     axes.set_xlabel("KL from the start (nats per answer)")
     axes.set_ylabel("P(positive)")
     axes.set_xlim(-0.3, 16)
