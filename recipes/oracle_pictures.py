@@ -29,11 +29,12 @@ from trueline.study.page import new_figure, to_svg
 GREY = "#7d8590"
 """Read on light and on dark: an image cannot take the page's colour."""
 NAMED = {
-    "dpo": "dpo, rloo, ppo, rso soft", "ipo": "ipo", "simpo": "simpo", "orpo": "orpo", "kto": "kto", "hinge": "hinge",
-    "grpo": "grpo", "dpo, drawn pairs": "dpo, drawn pairs", "dpo, flipped labels": "dpo, flipped labels",
-    "rso": "rso", "online dpo, the better one wins": "online dpo, the better one wins", "raft": "raft",
+    "dpo": ("dpo, rloo, ppo, rso with soft labels", (-54, 38)), "ipo": ("ipo", (5, -9)), "simpo": ("simpo", (5, -9)),
+    "orpo": ("orpo", (5, -9)), "kto": ("kto", (5, -9)), "hinge": ("hinge", (6, 1)), "grpo": ("grpo", (5, -9)),
+    "dpo, drawn pairs": ("dpo, drawn pairs", (2, -23)), "dpo, flipped labels": ("dpo, flipped labels", (5, -11)),
+    "rso": ("rso", (5, -9)), "online dpo, the better one wins": ("online dpo, the better one wins", (-30, -13)), "raft": ("raft", (5, -9)),
 }  # fmt: skip
-"""Methods whose points are named, and how; where several coincide, one name for all."""
+"""Methods whose points are named: how (where several coincide, one name for all), and where from the point."""
 
 
 def curve(seeds: Sequence[int], updates: int) -> tuple[list[float], list[float]]:
@@ -57,8 +58,9 @@ def curve_picture(out: Path, seeds: int = 20, updates: int = UPDATES) -> str:
         kl, gain = np.mean([one["kl"] for one in found]), np.mean([one["reward"] for one in found]) - np.mean(starts)
         axes.plot(kl, gain, "o", markersize=4, color="#2b7bba" if method.name in NAMED else "#9fb6c9")
         if method.name in NAMED:
-            axes.annotate(NAMED[method.name], (kl, gain), xytext=(5, -9), textcoords="offset points", fontsize=7, color=GREY)
-    axes.set(xlabel="KL to the reference, nats", ylabel="gain in reward", xlim=(0, 3.2), ylim=(0, None))
+            said, place_of_it = NAMED[method.name]
+            axes.annotate(said, (kl, gain), xytext=place_of_it, textcoords="offset points", fontsize=7, color=GREY)
+    axes.set(xlabel="KL to the reference, nats", ylabel="gain in reward", xlim=(0, 3.3), ylim=(0, None))
     return grey(to_svg(figure))
 
 
@@ -73,9 +75,9 @@ def overoptimisation_picture(cells: Sequence[Numbers]) -> str:
         most = [[one[f"{kind}, the true reward itself: {kl:g}"] for kl in GRID] for one in cells]
         axes.plot(np.sqrt(GRID), np.mean(most, axis=0), "--", color=GREY, label="the true reward itself")
         axes.set_title(kind, color=GREY)
-        axes.set(xlabel="square root of KL", ylim=(-0.6, 3.0))
+        axes.set(xlabel="square root of KL", ylim=(-0.6, 2.2))
     both[0].set_ylabel("gain in reward")
-    both[0].legend(frameon=False, fontsize=7, labelcolor=GREY)
+    both[0].legend(frameon=False, fontsize=6.5, labelcolor=GREY, loc="upper left")
     return grey(to_svg(figure))
 
 
