@@ -22,7 +22,7 @@ help:            ## this list
 
 setup: .venv/ready  ## install the package and the tools of this file into .venv
 
-demo: .venv/ready  ## the main job: a small model learns what people prefer (17 minutes on 2 cores)
+demo: .venv/ready  ## the main job: a small model learns what people prefer (18 to 20 minutes on 2 cores)
 	$(BIN)/trueline quickstart --minutes $(MINUTES) --out $(OUT)
 
 test: lint types  ## lint, types, doors, the fast tests and a sample of the slow ones

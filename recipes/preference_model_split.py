@@ -231,7 +231,7 @@ def rehearse(folder: Path) -> None:
     (out / "start").mkdir(parents=True)
     (out / "start/sft").symlink_to(base)
     (out / "rates").mkdir()
-    (out / "rates/rates.json").write_text('{"0.0001": 0.6, "0.0002": 0.7}')
+    (out / "rates/rates.json").write_text('{"0.0001": 0.6, "0.0002": 0.7}', encoding="utf-8")
     scale = Scale(asked=3, drawn=4, small=8, steps=2, every=1, rm_steps=1)
     pairs = [pair for name in ("tulu1", "pandalm") for pair in read_helpful(data, name, load_tokenizer(str(base)))]
     for half, model in enumerate(small_models(pairs, base, folder / "made", 1e-4, scale)):

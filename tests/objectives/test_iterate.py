@@ -18,7 +18,7 @@ from trueline.protocols import Crew
 
 
 def test_rounds_with_and_without_an_enhancer() -> None:
-    plain, reference = Iterate(margin=0.5), Iterate(exploration=Exploration(enhancer="reference"))
+    plain, reference = Iterate(exploration=Exploration(margin=0.5)), Iterate(exploration=Exploration(enhancer="reference"))
     assert isinstance(plain, OnPolicy) and plain.rounds.select == "best_vs_worst" and plain.rounds.options == {"margin": 0.5}
     assert plain.rounds.second is None and not plain.rounds.asks_reference and plain.rounds.steps == 32
     assert reference.rounds.select == "main_vs_enhancer" and reference.rounds.second == Second("reference")

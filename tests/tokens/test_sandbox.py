@@ -93,11 +93,11 @@ def test_what_real_templates_do_is_computed_as_before() -> None:
     long = ChatTemplate(CHATML, {})
     assert len(long.render(TALK * 500)) > 100_000
     environment = long._compiled.environment
-    assert environment.left > 0.9 * STEPS
+    assert environment._budget.left > 0.9 * STEPS
     huge = [{"role": "user", "content": "Name a colour. " * 1_000_000}]  # 15 MB: no context holds it, and it is no attack
     assert len(long.render(huge)) > 15_000_000
     long.render(TALK)
-    assert environment.left > 0.9999 * STEPS  # each conversation has the whole budget
+    assert environment._budget.left > 0.9999 * STEPS  # each conversation has the whole budget
 
 
 @pytest.mark.parametrize(

@@ -48,9 +48,11 @@ class Found:
     reliability: Reliability | None = None
     """Where a probability is stated: how often it comes true."""
     by_gap: tuple[Bin, ...] = ()
+    """How often the better one has the higher score, by the gap of the two."""
     log_odds: bool = False
     """True: sigmoid(gap) is the stated probability."""
     units: str = "pairs"
+    """What the bins count."""
 
 
 @dataclass(frozen=True, kw_only=True)

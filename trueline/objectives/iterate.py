@@ -38,15 +38,19 @@ from trueline.records import Conversation, Row
 
 @dataclass(frozen=True, kw_only=True)
 class Exploration:
-    """Who the policy in training plays against."""
+    """Who the policy in training plays against, and which two responses make a pair."""
 
     enhancer: Literal["none", "reference", "policy"] = "none"
     """Who draws half of the responses, one of which is in every pair: the model at the start, or the policy itself, at another
     temperature. none: best and worst are among all that the policy draws."""
     enhancer_temperature: float = 0.0
     """Of its drawing; 0 takes that of the run."""
+    margin: float = 0.0
+    """A best and a worst response whose rewards differ by no more than this make no pair."""
 
     def __post_init__(self) -> None:
+        if self.margin < 0:
+            raise ValueError(f"margin is {self.margin}: it must be at least 0")
         if self.enhancer not in ("none", "reference", "policy"):
             raise ValueError(f"enhancer is {self.enhancer!r}: use none, reference or policy")
         if self.enhancer_temperature < 0 or (self.enhancer == "none" and self.enhancer_temperature):
@@ -75,10 +79,8 @@ class Iterate:
     """Steps that the prompts of a round suffice for, once each: a round draws for this many times the prompts of a step."""
     epochs: int = 2
     """Passes over the pairs of a round."""
-    margin: float = 0.0
-    """A best and a worst response whose rewards differ by no more than this make no pair."""
     exploration: Exploration = field(default_factory=Exploration)
-    """The enhancer."""
+    """The enhancer, and what makes a pair."""
 
     verb: ClassVar[str] = "iterate"
     record: ClassVar[type[Conversation]] = Conversation
@@ -92,10 +94,8 @@ class Iterate:
 
     def __post_init__(self) -> None:
         _ = self.online  # it checks the fields of the loss
-        if self.batches < 1 or self.epochs < 1 or self.margin < 0:
-            raise ValueError(
-                f"batches is {self.batches}, epochs {self.epochs}, margin {self.margin}: they must be at least 1, 1 and 0"
-            )
+        if self.batches < 1 or self.epochs < 1:
+            raise ValueError(f"batches is {self.batches}, epochs {self.epochs}: they must be at least 1")
 
     @property
     def online(self) -> OnlineDPO:
@@ -106,7 +106,7 @@ class Iterate:
     def rounds(self) -> Rounds:
         second = self.exploration.second
         return Rounds(
-            select="main_vs_enhancer" if second else "best_vs_worst", options={"margin": self.margin}, responses=2,
+            select="main_vs_enhancer" if second else "best_vs_worst", options={"margin": self.exploration.margin}, responses=2,
             batches=self.batches, epochs=self.epochs, second=second,
         )  # fmt: skip
 

@@ -226,7 +226,7 @@ def curves_plot(results: Mapping[str, Any]) -> str:
     all_axes = grid if len(curves) > 1 else [grid]
     for axes, (name, curve) in zip(all_axes, curves.items(), strict=False):
         axes.plot(curve["steps"], smooth(curve["values"]), color="#c25b6e", lw=1.4)
-        axes.set_title(f"{name}: {curve['metric']}", color=INK, fontsize=9)
+        axes.set_title(f"{name}\n{curve['metric']}", color=INK, fontsize=8)
         axes.set_xlabel("step")
     return to_svg(figure)
 
