@@ -1,4 +1,4 @@
-"""A model small enough to train in a test, in a folder with its tokenizer: what several rooms of tests begin with."""
+"""A model small enough to train in a test, in a folder with its tokenizer: what several folders of tests begin with."""
 
 from __future__ import annotations
 

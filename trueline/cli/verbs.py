@@ -71,7 +71,7 @@ OTHERS = (
         "study",
         "Use a model",
         "trueline.cli.study:Study",
-        "compare methods at equal cost on your own preferences, and say which to choose",
+        "compare methods at an equal budget on your own preferences, and say which to choose",
     ),
     Verb("tradeoff", "Use a model", "trueline.cli.tradeoff:Tradeoff", "what two reward models give when one or the other weighs more"),
     Verb("center", "Use a model", "trueline.cli.center:Center", "shift a reward model so that demonstrations average zero"),

@@ -2,9 +2,10 @@
 
     rankings + reward model --best of n, DPO, RSO, PPO, online DPO--> out/study --copied--> out/dpo, out/rso, out/ppo, out/online-dpo
 
-DPO learns from the first and last of the rankings, the others from the one reward model that learned from the same rankings; each takes
-equally many updates of equally many prompts. The PEP 257 rule judges; no method sees it. One trial per method, at a learning rate that
-was chosen after pilots on prompts of training packages, and one seed: more of either is more minutes (`trueline study` on the same files).
+DPO learns from the first and last of the rankings, the others from the one reward model that learned from all pairs of these rankings
+and of what more there are; each takes equally many updates of 16 prompts (PPO two from each round, so it draws for half as many prompts).
+The PEP 257 rule judges; no method sees it. One trial per method, at a learning rate that is set beforehand (docs/quickstart.md says by
+which pilots), and one seed: more of either is more minutes (`trueline study` on the same files).
 Left out: what the models say when they decode greedily (measure), the page (report).
 """
 

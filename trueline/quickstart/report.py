@@ -88,10 +88,11 @@ def how_compared(results: Mapping[str, Any]) -> str:
     study = results["study"]
     return (
         f"A study (trueline study) from the SFT model, here called {START}: {study['budget']} per method, of "
-        f"{study['settings']['per_device_train_batch_size']} functions each, one trial at a learning rate that was chosen on functions "
-        f"of training packages, one seed ({results['seed']}). DPO learns from the first and the last of the "
-        f"rankings of {study['comparisons']:,} functions; the others draw for the same functions and ask the one reward model, which "
-        "learned from the whole of these rankings and what more there were. "
+        f"{study['settings']['per_device_train_batch_size']} functions each, one trial at a learning rate that was set "
+        f"beforehand, one seed ({results['seed']}). DPO learns from the first and the last of the "
+        f"rankings of {study['comparisons']:,} functions; the others draw for these functions (PPO for half of them: it takes "
+        "two updates from each round) and ask the one reward model, which learned from the whole of these rankings and what more there "
+        "were. "
         f"{study['settings']['samples']} sampled summaries (temperature {study['settings']['temperature']:g}) for each of "
         f"{study['answered']:,} held-out functions; the PEP 257 rule judges. "
         "KL is defined for sampled summaries, so methods are compared by these; what a model says when it always takes its likeliest token "

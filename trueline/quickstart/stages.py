@@ -30,7 +30,7 @@ from trueline.objectives.sft import SFT
 from trueline.quickstart.functions import Function
 from trueline.quickstart.harvest import Harvest, harvest
 from trueline.quickstart.pep257 import Pep257Judge, learn_prose
-from trueline.quickstart.plan import CANDIDATES, ROWS_PER_STEP, Plan
+from trueline.quickstart.plan import CANDIDATES, ROWS_PER_STEP, TUNING_SHARE, Plan
 from trueline.quickstart.prompts import prompt_text
 from trueline.quickstart.scratch import grounded
 from trueline.quickstart.splits import split
@@ -50,8 +50,6 @@ TEMPERATURE = 0.8
 """Of sampled summaries: close to what one would deploy, and still different from one another."""
 NOISE = 0.5
 """The annotator prefers a over b with probability sigmoid((score a - score b) / NOISE); scores run from 0 to 10."""
-TUNING_SHARE = 0.05
-"""Of the rankings, what is not trained on; the learning rates were found by pilots, so this share only shows that all is well."""
 FEW = 16
 """With fewer rankings of whole summaries, cut ones are ranked, too."""
 TEST_SEED = 2**20
