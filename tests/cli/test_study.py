@@ -101,3 +101,49 @@ def test_a_language_model_behind_an_address(tiny: Path, many: Path, tmp_path: Pa
 def test_few_prompts(tiny: Path, pairs: Path, tmp_path: Path, trueline: Trueline) -> None:
     code, _, complained = trueline("study", "--model", tiny, "--data", pairs, "--out", tmp_path / "study", "--methods", "dpo")
     assert code == 2 and "bring more prompts" in complained
+
+
+def test_another_judge_has_another_key(tiny: Path, tmp_path: Path) -> None:
+    """What finished work is named by holds all that a score depends on: weights, a schema, a pattern, the length that is read."""
+    from trueline.cli.study import Study
+    from trueline.models.files import load_scalar_model, save_model
+    from trueline.study.contest import shown_as
+    from trueline.study.settings import Settings
+    from trueline.tokens import load_tokenizer
+
+    for seed, name in enumerate(("helpful", "harmless")):
+        save_model(load_scalar_model(tiny, seed=seed, pad_token_id=0), tmp_path / name)
+        load_tokenizer(tiny).save(tmp_path / name)
+    schema = tmp_path / "schema.json"
+
+    def key(judge: str, max_length: int = 64) -> str:
+        study = Study(data=(), methods=(), out=tmp_path / "out", judge=judge, settings=Settings(max_length=max_length))
+        return study.judging([])[1]
+
+    def total(weight: float) -> str:
+        return f"{tmp_path}/helpful=0.7,{tmp_path}/harmless={weight}"
+
+    keys = [key(total(0.3)), key(total(5)), key(total(0.3), 32), key(str(tmp_path / "helpful")), key(str(tmp_path / "helpful"), 32)]
+    for contents in ('{"type": "object"}', '{"type": "array"}'):
+        schema.write_text(contents, encoding="utf-8")
+        keys.append(key(f"json_schema:{schema}"))
+    keys += [key("regex:a b"), key("regex:a_b")]
+    assert len(set(keys)) == len(keys) and key(total(0.3)) == keys[0]
+    assert keys[0].startswith("0.7_helpful_+_0.3_harmless ") and all(one.count(" ") == 1 for one in keys)
+    judge, _ = Study(data=(), methods=(), out=tmp_path, judge=total(0.3)).judging([])
+    assert judge is not None and shown_as(judge) == "0.7 helpful + 0.3 harmless"
+
+
+def test_dry_run_counts_what_a_judge_that_drives_is_asked(tiny: Path, many: Path, tmp_path: Path, trueline: Trueline) -> None:
+    """A language model that rates and drives PPO is asked of every draw in training; where a probe decides on them, that is said."""
+    words = ["--model", tiny, "--data", many, "--out", tmp_path / "study", "--methods", "ppo", "--max_new_tokens", 8, "--samples", 1,
+             "--report_prompts", 5, "--tuning_prompts", 3, "--judge", "http://127.0.0.1:9/v1#judge", "--judge_form", "rating",
+             "--reward", "judge", "--num_generations", 4, "--dry_run"]  # fmt: skip
+    code, said, complained = trueline("study", *words, "--updates", 8)
+    assert code == 0, complained
+    (line,) = [line.split() for line in said.splitlines() if line.startswith("  training") or line.startswith("training")]
+    assert int(line[1].replace(",", "")) >= (3 - 1 + 2) * 16 * 4 and line[1] == line[2]
+    code, _, complained = trueline("study", *words, "--updates", 8, "--max_requests", 100)
+    assert code == 2 and "--max_requests is 100" in complained and "--num_generations" in complained
+    code, said, complained = trueline("study", *words, "--minutes", 1)
+    assert code == 0 and "on top: a probe decides how much is drawn" in " ".join(said.split()), complained

@@ -16,6 +16,7 @@ from tests.align.fake_judge import serving, shown
 from trueline.align.chat import Address, ChatClient
 from trueline.align.llm_judge import LLMJudge
 from trueline.align.votes import StoredVotes
+from trueline.objectives.rounds import OnPolicy
 from trueline.records import Comparison, Conversation, Counts, Message
 from trueline.study.arms import read_arms
 from trueline.study.cells import Cells
@@ -77,6 +78,27 @@ def test_what_a_study_asks() -> None:
     assert prompts.preferences == 10 * 6
     ratings = bill(arms, SETTINGS, form="rating", answered=5, tuned=3, prompts=10, responses=4)
     assert (ratings.preferences, ratings.report, ratings.between, ratings.requests_each) == (40, 5 * (14 + 2), 0, 1)
+
+
+def test_what_a_judge_that_drives_is_asked() -> None:
+    """By hand: of every draw of training, trials included, and of all draws that best of n chooses among."""
+    arms = read_arms(["grpo:num_generations=4,kl_coef=0.1/0.2", "best_of_n:n=8/2"], SETTINGS.learning_rates)
+    alone = bill(arms, SETTINGS, form="rating", answered=5, tuned=3)
+    assert alone.training == 0 and not alone.uncounted and alone.report == 5 * (2 * 2 * 2 + 2 * 2 + 2)
+    budget = Budget(updates=10)
+    found = bill(arms, SETTINGS, form="rating", answered=5, tuned=3, bound=1, driven=budget)
+    objective = arms[0].main.objective
+    assert isinstance(objective, OnPolicy)
+    rounds = -(-10 // objective.rounds.steps) * objective.rounds.batches
+    assert found.training == (1 + 2 * 2) * rounds * 8 * 4, "a second trial, two settings with two seeds; 8 prompts, 4 responses"
+    assert found.report == 5 * (2 * 2 * 2 + 2 * (1 + 8) + 2) and found.tuning == alone.tuning
+    assert found.needed == found.training + found.report + found.tuning and f"{found.needed:,} verdicts" in found.sentence()
+    with pytest.raises(ValueError, match=r"take fewer .*, or lower --updates or --num_generations"):
+        found.checked()
+    probed = bill(arms, SETTINGS, form="rating", answered=5, tuned=3, driven=Budget(minutes=3))
+    assert probed.training == 0 and probed.uncounted and "training comes on top" in probed.sentence()
+    assert probed.table()[-1]["verdicts"] == "?" and not bill(arms[1:], SETTINGS, form="rating", answered=5, tuned=3,
+                                                              driven=Budget(minutes=3)).uncounted  # fmt: skip
 
 
 @pytest.mark.slow

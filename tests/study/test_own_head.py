@@ -10,7 +10,7 @@ import pytest
 from trueline.records import Comparison
 from trueline.study.arms import read_arms
 from trueline.study.job import run_study
-from trueline.study.settings import Budget, Settings
+from trueline.study.settings import OWN_SEED, Budget, Settings
 
 
 @pytest.mark.slow
@@ -22,4 +22,4 @@ def test_who_judges_and_who_drives_have_different_seeds(tiny: Path, pairs: list[
     arms = read_arms(("best_of_n:n=2",), settings.learning_rates)
     run_study(tiny, pairs, arms, out=tmp_path / "study", settings=settings, budget=Budget(updates=1))
     runs = [json.loads(path.read_text(encoding="utf-8")) for path in (tmp_path / "study/cells").glob("reward-*/run/run.json")]
-    assert sorted(run["config"]["config"]["seed"] for run in runs) == [0, 1]
+    assert sorted(run["config"]["config"]["seed"] for run in runs) == [0, OWN_SEED]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -13,6 +13,7 @@ import torch
 
 from tests.train.test_rollouts import Scripted, prompts
 from trueline.models.decoder import Decoder
+from trueline.objectives.base import Batch, Losses
 from trueline.objectives.dpo import DPO
 from trueline.objectives.online_dpo import OnlineDPO
 from trueline.objectives.sft import SFT
@@ -106,3 +107,31 @@ def test_a_loss_that_is_no_number_keeps_the_weights_before_it(tmp_path: Path, de
     (kept,) = (tmp_path / "run").glob("checkpoint-*")
     assert int(kept.name[-1]) == int(str(caught.value).split()[1]) - 1
     assert f"{kept} is the last good checkpoint" in said(tmp_path / "run")[-1]
+
+
+@pytest.mark.parametrize("noise", ["neftune", "dropout"])
+def test_a_step_that_fails_has_drawn_nothing(noise: str, tmp_path: Path, decoder: Make, text_rows: Callable[..., Any]) -> None:
+    """Its noise, or its dropout, is drawn when the loss breaks: what is kept stands before that, so the run ends bit for bit the same."""
+
+    class Breaks(SFT):
+        seen: ClassVar[list[int]] = []
+
+        def loss(self, model: Any, batch: Batch, crew: Crew) -> Losses:
+            found = super().loss(model, batch, crew)
+            self.seen.append(1)
+            if len(self.seen) == 3:
+                raise ValueError("the third breaks")
+            return found
+
+    def go(objective: SFT, name: str) -> Path:
+        more: dict[str, Any] = {"lora_r": 2, "lora_dropout": 0.5} if noise == "dropout" else {}
+        return train(objective, decoder(), text_rows(20), out=tmp_path / name, **OPTIONS, **more)
+
+    alpha = 5.0 if noise == "neftune" else 0.0
+    straight = go(SFT(neftune_noise_alpha=alpha), "straight")
+    broken = Breaks(neftune_noise_alpha=alpha)
+    with pytest.raises(ValueError, match="the third breaks"):
+        go(broken, "cut")
+    cut = go(broken, "cut")
+    for name in ("optimizer.safetensors", "rng.safetensors"):
+        assert (cut / "checkpoint-5" / name).read_bytes() == (straight / "checkpoint-5" / name).read_bytes(), name

@@ -15,6 +15,7 @@ from trueline.models.config import DecoderConfig
 from trueline.models.decoder import Decoder
 from trueline.models.files import save_model
 from trueline.objectives.grpo import GRPO
+from trueline.objectives.iterate import Exploration, Iterate
 from trueline.objectives.online_dpo import OnlineDPO
 from trueline.objectives.ppo import PPO
 from trueline.objectives.rso import RSO
@@ -108,6 +109,13 @@ def test_the_round_is_the_methods_own(planned: Callable[..., tuple[Job, Sketch]]
     assert split["sampling"] == pytest.approx(12 / 16 * 5 * 2 + asked * 0.1)
     pairs = played(*planned(RSO(num_samples=4), num_generations=6), rollouts())
     assert {len(row.ids) for row in pairs.scored} == {2} and len(pairs.scored) > 2  # several pairs of a prompt
+
+
+def test_a_round_that_nothing_is_selected_of(planned: Callable[..., tuple[Job, Sketch]]) -> None:
+    """Rewards by chance never differ by so much: said in a sentence."""
+    chance = Rollouts(Engine, judge=RuleJudge(lambda prompt, response: float(hash(response[0].content) % 1000) / 1000))
+    with pytest.raises(ValueError, match=r"iterate selects none of \d+ responses \(best_vs_worst, margin 1.5\), so there is no round"):
+        played(*planned(Iterate(exploration=Exploration(margin=1.5))), chance)
 
 
 @pytest.mark.slow

@@ -11,16 +11,15 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from trueline.align.llm_judge import LLMJudge
 from trueline.align.verifiers import answers_of
-from trueline.align.votes import StoredVotes
 from trueline.cli.judge import LLMOptions, judge_named
 from trueline.cli.places import BASE, COLUMNS, DATA, JUDGES, MODEL, column_names, model_folder, say_read
-from trueline.protocols import Judge
+from trueline.protocols import Judge, KnownJudge
 from trueline.records import Comparison, Conversation
 from trueline.rows import read_prompts, read_rows
-from trueline.store import directory_fingerprint, file_fingerprint, fingerprint
+from trueline.store import fingerprint
 from trueline.study.arms import read_arms
+from trueline.study.contest import shown_as
 from trueline.study.drawn import unjudged
 from trueline.study.job import run_study
 from trueline.study.preview import preview
@@ -51,7 +50,8 @@ class Study:
     reward model learns from comparisons that no method sees."""
     reward: Annotated[str, tyro.conf.arg(metavar="learned|judge|DIR")] = "learned"
     """What chooses among draws and drives methods that draw their own responses: a reward model that learns from the training
-    comparisons, the judge itself, or a reward model that you have."""
+    comparisons, the judge itself, or a reward model that you have. Of one that you have, the report's calibration and learned-against-true
+    figures hold only for prompts that it has not learned from."""
     columns: Annotated[tuple[str, ...], COLUMNS] = ()
     """Other column names: prompt=question chosen=better."""
     config: Annotated[Path | None, tyro.conf.arg(metavar="FILE.yaml", help_behavior_hint="(optional)")] = None
@@ -105,18 +105,12 @@ class Study:
         return self.llm.judge_form if kind in ("http", "https") else "votes" if kind == "votes" else ""
 
     def judging(self, prompts: Sequence[Conversation]) -> tuple[Judge | None, str]:
-        """The judge, and what names it: a changed file or another answer is another judge."""
+        """The judge, and what names it: a changed file, another answer, weight or length that is read is another judge."""
         if not self.judge:
             return None, ""
         answers = answers_of(prompts)
         llm = replace(self.llm, judge_cache=self.llm.judge_cache or self.out / "verdicts.sqlite")
         judge = judge_named(self.judge, self.settings.max_length, self.settings.device, answers=answers, llm=llm)
-        if isinstance(judge, LLMJudge | StoredVotes):
-            return judge, f"{judge.name.replace(' ', '_')} {judge.fingerprint[:16]}"
-        known = [answers[key] for key in sorted(answers)]
-        names = [Path(part.rpartition("=")[0] or part) for part in self.judge.split(",")]
-        files = [directory_fingerprint(path) for path in names if path.is_dir()]
-        path, _, function = self.judge.rpartition(":")
-        files += [file_fingerprint(path)] if Path(path).is_file() else []
-        said = f"{Path(path).name}:{function}" if path else Path(self.judge).name
-        return judge, f"{said} {fingerprint([known, files])[:16]}"
+        assert isinstance(judge, KnownJudge), "every judge that has a name on the command line says what it judges by"
+        said = shown_as(judge)
+        return judge, f"{said.replace(' ', '_')} {fingerprint([said, judge.fingerprint])[:16]}"

@@ -22,19 +22,24 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+from trueline.align.combination import WeightedJudge, called
 from trueline.align.group import Group, judged, prompt_key
 from trueline.align.llm_judge import LLMJudge
+from trueline.align.verifiers import Verifier
 from trueline.align.votes import StoredVotes
+from trueline.objectives.rounds import OnPolicy
 from trueline.protocols import Judge, UnsureJudge
 from trueline.records import Message, Messages
 from trueline.store import fingerprint, write_atomic
 from trueline.study.arms import Arm
 from trueline.study.cells import Cells
-from trueline.study.settings import Settings
+from trueline.study.settings import Budget, Settings
+from trueline.study.training import generations
 
 Comparing = LLMJudge | StoredVotes
 Pair = tuple[str, str]
 """Names of two arms."""
+UNCOUNTED = "a probe decides how much is drawn"
 Texts = Sequence[Sequence[str]]
 """[P][A]."""
 
@@ -42,6 +47,13 @@ Texts = Sequence[Sequence[str]]
 def compares(judge: Judge | None) -> bool:
     """Whether a judge says nothing of a response by itself."""
     return isinstance(judge, StoredVotes) or (isinstance(judge, LLMJudge) and judge.form == "pairs")
+
+
+def shown_as(judge: Judge) -> str:
+    """Its name as people read it: of a file or folder the last part, of a sum every weight, of a check the whole rule."""
+    if isinstance(judge, WeightedJudge):
+        return called(tuple((Path(name).name, weight) for name, weight in judge.parts))
+    return judge.name if isinstance(judge, Verifier) else Path(judge.name).name
 
 
 def rated(groups: Sequence[Group], judge: Judge) -> list[Group]:
@@ -97,8 +109,13 @@ class Bill:
     preferences: int = 0
     """Verdicts or ratings on the start's own responses, where --data has prompts alone."""
     tuning: int = 0
+    training: int = 0
+    """Ratings of what methods draw in training, where the judge drives them. A round that gives nothing to learn from is drawn again, and
+    comes on top."""
+    uncounted: bool = False
+    """Whether a budget in tokens or minutes leaves those of training open."""
     report: int = 0
-    """Against the start, or ratings."""
+    """Against the start, or ratings; those of the draws that a judge chooses among included."""
     between: int = 0
     """Of the compared policies against one another."""
     requests_each: int = 0
@@ -108,7 +125,7 @@ class Bill:
     @property
     def needed(self) -> int:
         """Requests without those between policies."""
-        return self.requests_each * (self.preferences + self.tuning + self.report)
+        return self.requests_each * (self.preferences + self.tuning + self.training + self.report)
 
     @property
     def asks_between(self) -> bool:
@@ -121,42 +138,70 @@ class Bill:
             raise ValueError(
                 f"the judge would be asked up to {self.needed:,} times, and --max_requests is {self.bound:,}: raise it (0 is without "
                 "bound), or lower --report_prompts, --tuning_prompts, --samples, --checkpoints, or take fewer seeds, methods or rates"
+                + (", or lower --updates or --num_generations" if self.training else "")
             )
         return self
 
     def table(self) -> list[dict[str, Any]]:
         """For a dry run."""
-        rows = [("preferences of the training data", self.preferences), ("tuning", self.tuning), ("report, against the start", self.report),
-                ("report, between methods", self.between)]  # fmt: skip
-        return [
-            {"asked of the judge, at most": what, "verdicts": f"{count:,}", "requests": f"{count * self.requests_each:,}",
-             "remark": "" if what != rows[-1][0] or self.asks_between else f"left out: --max_requests is {self.bound:,}"}
-            for what, count in rows
-            if count
+        rows = [
+            ("preferences of the training data", self.preferences, ""), ("tuning", self.tuning, ""),
+            ("training", self.training, "more where a round gives nothing to learn from"), ("report, against the start", self.report, ""),
+            ("report, between methods", self.between, "" if self.asks_between else f"left out: --max_requests is {self.bound:,}"),
         ]  # fmt: skip
+        found = [
+            {"asked of the judge, at most": what, "verdicts": f"{count:,}", "requests": f"{count * self.requests_each:,}", "remark": remark}
+            for what, count, remark in rows
+            if count
+        ]
+        open_ = {"asked of the judge, at most": "training", "verdicts": "?", "requests": "?", "remark": f"on top: {UNCOUNTED}"}
+        return [*found, *([open_] if self.uncounted else [])]
 
     def sentence(self) -> str:
         """For the log."""
-        count = self.preferences + self.tuning + self.report + (self.between if self.asks_between else 0)
+        count = self.preferences + self.tuning + self.training + self.report + (self.between if self.asks_between else 0)
         left = "" if self.asks_between else "; methods are not compared with one another, which would exceed --max_requests"
+        left += "; rounds of training that give nothing to learn from come on top" if self.training else ""
+        left += f"; training comes on top: {UNCOUNTED}" if self.uncounted else ""
         return f"the judge is asked for at most {count:,} verdicts, {count * self.requests_each:,} requests{left}"
 
 
 def bill(
-    arms: Sequence[Arm], settings: Settings, *, form: str, answered: int, tuned: int, prompts: int = 0, responses: int = 0, bound: int = 0
+    arms: Sequence[Arm], settings: Settings, *, form: str, answered: int, tuned: int, prompts: int = 0, responses: int = 0, bound: int = 0,
+    driven: Budget | None = None,
 ) -> Bill:
     """`form`: "pairs", "rating" or "votes"; `answered`, `tuned`: prompts to report and to tune on; `prompts`: whose preferences are drawn,
-    from so many `responses` each."""
+    from so many `responses` each; `driven`: the budget, where the judge also says which draws are better (--reward judge)."""
     seeds, K = len(settings.seeds), responses
-    measured = sum(len(arm.settings) * seeds * (settings.checkpoints if arm.trains else 1) for arm in arms)
+    measured = sum(
+        seeds * settings.checkpoints * len(arm.settings) if arm.trains
+        else seeds * (len(arm.settings) if driven is None else 1 + max(setting.n for setting in arm.settings))  # study.measure.draws_of
+        for arm in arms
+    )  # fmt: skip
+    drawing = driven is not None and any(isinstance(arm.main.objective, OnPolicy) for arm in arms)
+    updates = driven.updates if driven is not None else 0
     trials = sum(len(arm.learning_rates) for arm in arms if arm.trains)
     pairs = form != "rating"
     return Bill(
         preferences=prompts * (K * (K - 1) // 2 if pairs else K), tuning=tuned * settings.samples * trials,
+        training=drawn_in_training(arms, settings, updates), uncounted=drawing and not updates,
         report=answered * settings.samples * (measured + (0 if pairs else seeds)),
         between=answered * settings.samples * seeds * len(list(combinations(arms, 2))) if pairs else 0,
         requests_each={"pairs": 2, "rating": 1, "votes": 0}[form], bound=bound,
     )  # fmt: skip
+
+
+def drawn_in_training(arms: Sequence[Arm], settings: Settings, updates: int) -> int:
+    """Responses that all policies, those of trials included, draw in so many updates each."""
+    total = 0
+    for arm in arms:
+        for setting in arm.settings:
+            if isinstance(setting.objective, OnPolicy):
+                rounds = setting.objective.rounds
+                trainings = len(settings.seeds) + (len(arm.learning_rates) - 1 if setting is arm.main else 0)
+                prompts = -(-updates // rounds.steps) * rounds.batches * settings.per_device_train_batch_size
+                total += trainings * prompts * (setting.generations or generations(setting.objective, settings))
+    return total
 
 
 def form_of(judge: Judge | None) -> str:

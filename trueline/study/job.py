@@ -36,12 +36,17 @@ from trueline.study.outcome import compile_results, every_answer, seconds_of
 from trueline.study.report import write_report
 from trueline.study.rewards import Rewards, given_reward, train_rewards, updates_of
 from trueline.study.rows import Parts, checked, records_of, split
-from trueline.study.settings import Budget, Settings
+from trueline.study.settings import OWN_SEED, Budget, Settings
 from trueline.study.tables import write_tables
 from trueline.study.training import Bench, Material
 from trueline.study.work import Job, measure_start, needs_reward, policies, run_arm, tune
 from trueline.tokens import load_tokenizer
 from trueline.tokens.encode import encode_prompt
+
+GIVEN_REWARD = (
+    "--reward is a reward model that was given: the report's calibration and learned-against-true figures hold only for prompts that it "
+    "has not learned from"
+)
 
 
 def run_study(
@@ -72,13 +77,16 @@ def run_study(
     pairs = data if isinstance(data, Parts) else unjudged(prompts) or [record for record in data if isinstance(record, Comparison)]
     parts = checked_parts(pairs, arms, judge, reward, drawn=bool(prompts))
     asked = {"methods": [arm.name for arm in arms], "budget": asdict(budget), "settings": asdict(settings), "judge": judge_key}
-    owed = bill_of(judge, arms, settings, parts, drawn=bool(prompts)).checked()
+    owed = bill_of(judge, arms, settings, parts, drawn=bool(prompts), driven=budget if reward == "judge" else None).checked()
+    given = reward not in ("learned", "judge") and not isinstance(data, Parts) and any(map(needs_reward, arms))
     to = console or Console(stderr=True)
     with Run(out, asked, identity={"study": 1}, console=to) as run, spending(judge, out / "spent.json"):
         for line in describe(parts, arms, budget, settings, judge_key):
             run.event(line)
         if owed.requests_each:
             run.event(owed.sentence())
+        if given:
+            run.warn("given reward", GIVEN_REWARD)
         bench, drawn = bench_of(model, settings, out), None
         if prompts and judge is not None:
             run.event(f"no comparisons are given: the start answers {len(parts.prompts('train')):,} prompts, and the judge compares")
@@ -100,6 +108,8 @@ def run_study(
             runs = {arm.name: run_arm(job, arm, shares[arm.name], tuned[arm.name], progress.tell) for arm in arms}
         start = [measure_start(job, seed) for seed in settings.seeds]
         results = compile_results(job, budget, shares, tuned, runs, start)
+        if given:
+            results["verdict"]["beware"].append(GIVEN_REWARD)
         seconds = seconds_of(job, tuned, runs)
         if isinstance(judge, LLMJudge):
             seconds["(judge)"] = spent(out / "spent.json", judge)
@@ -136,7 +146,9 @@ def checked_parts(
     return parts
 
 
-def bill_of(judge: Judge | None, arms: Sequence[Arm], settings: Settings, parts: Parts, *, drawn: bool) -> Bill:
+def bill_of(
+    judge: Judge | None, arms: Sequence[Arm], settings: Settings, parts: Parts, *, drawn: bool, driven: Budget | None
+) -> Bill:
     """What asking the judge takes, where that is counted."""
     form = form_of(judge)
     if not form:
@@ -145,6 +157,7 @@ def bill_of(judge: Judge | None, arms: Sequence[Arm], settings: Settings, parts:
         arms, settings, form=form, answered=len(parts.prompts("report", settings.report_prompts)),
         tuned=len(parts.prompts("tuning", settings.tuning_prompts)), bound=judge.client.max_requests if isinstance(judge, LLMJudge) else 0,
         prompts=sum(len(parts.prompts(side)) for side in ("train", "tuning", "report")) if drawn else 0, responses=responses_of(settings),
+        driven=driven,
     )  # fmt: skip
 
 
@@ -191,8 +204,8 @@ def prepared(
         rewards = given_reward(bench, local_folder(reward))
     if judge is None:
         run.event(f"no --judge: a reward model that judges learns from {len(parts.judge):,} comparisons that no method sees")
-        own = max(settings.seeds) + 1  # its own random head: models that start from one head err alike
-        judging = trained_rewards(bench, parts.judge, parts.tuning, [own], run).cells[own]
+        own = [OWN_SEED]  # its own random head: models that start from one head err alike
+        judging = trained_rewards(bench, parts.judge, parts.tuning, own, run).cells[OWN_SEED]
     contest = None
     if isinstance(judge, LLMJudge | StoredVotes) and compares(judge):
         contest = Contest(judge=judge, key=judge_key, cells=bench.cells, between=owed.asks_between)
@@ -224,12 +237,13 @@ def settle(job: Job, arm: Arm, budget: Budget) -> Share:
         shared = {"tokens": float(cell.read("trained.json")["trained"]), "seconds": cell.seconds}
     if job.drawn is not None and job.uses_pairs(arm):
         shared["seconds"] += job.drawn.cell.seconds * len(job.parts.train) / max(1, len(job.parts.everything))
+    drive = job.drive(seed) if needs_reward(arm) else None
     about = {
-        "arm": arm.name, "rates": arm.learning_rates, "budget": asdict(budget), "model": job.bench.start_key,
-        "settings": asdict(job.settings), "pairs": len(job.parts.train),
+        "arm": arm.name, "method": arm.main.method, "generations": arm.main.generations, "rates": arm.learning_rates,
+        "budget": asdict(budget), "model": job.bench.start_key, "settings": asdict(job.settings), "rows": job.material[arm.name].key,
+        "driven by": drive.key if drive is not None else "", "drawn": job.drawn.cell.key if job.drawn is not None else "",
     }  # fmt: skip
     kept = job.bench.cells.of("share", about)
-    drive = job.drive(seed) if needs_reward(arm) else None
     bench = job.bench.drawing(arm.main.generations)
     found = kept.once("share.json", lambda: asdict(share_of(bench, arm, job.material[arm.name], budget, drive, shared)))
     return Share(**found)

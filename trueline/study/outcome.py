@@ -14,7 +14,6 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import combinations
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,7 +23,7 @@ from trueline.evals.frontier import Point, frontier
 from trueline.evals.result import Interval, to_plain
 from trueline.study.arms import Arm
 from trueline.study.budget import Share
-from trueline.study.contest import Contest, Pair
+from trueline.study.contest import Contest, Pair, shown_as
 from trueline.study.figures import Gap, Pool, Taken, clipped, gained, in_sd, taken, won
 from trueline.study.rewards import calibration
 from trueline.study.settings import Budget
@@ -137,6 +136,7 @@ def compile_results(
     for arm in job.arms:
         seeded = arm.trains or (job.rewards is not None and len({cell.key for cell in job.rewards.cells.values()}) > 1)
         everything += [taken(arm.name, one.last and one.label == arm.main.label, seeded, one) for one in runs[arm.name].measured]
+    assert all(len(one.true) == len(start.true) for one in everything), "every policy is measured with every seed"
     pool = Pool([one for one in everything if one.main])
     said = faced_of(job, job.contest, pool.mains) if job.contest is not None else None
     faced = {names: shares for names, (shares, _) in said.items()} if said is not None else None
@@ -189,7 +189,7 @@ def judge_of(job: Job, asked: Sequence[Counter[str]]) -> dict[str, Any]:
     if job.judging is not None:
         return {"name": "a reward model that learned from other prompts", "learned": True, "compares": False}
     assert job.judge is not None
-    about: dict[str, Any] = {"name": Path(job.judge.name).name, "learned": False, "compares": job.contest is not None}
+    about: dict[str, Any] = {"name": shown_as(job.judge), "learned": False, "compares": job.contest is not None}
     if job.contest is None:
         return about
     total = sum(asked, Counter[str]())

@@ -68,6 +68,7 @@ def preview(
         owed = bill(
             arms, settings, form=form, answered=answered, tuned=tuned, bound=bound, responses=responses_of(settings),
             prompts=sum(len(parts.prompts(side)) for side in ("train", "tuning", "report")) if drawn else 0,
+            driven=budget if reward == "judge" else None,
         )  # fmt: skip
         tables.append(("the judge", owed.checked().table()))
     return [*tables[:2], *([("reward models to train", rewards)] if rewards else []), *tables[2:]]

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from trueline.train.config import refuse_outside
 
 DEFAULT_UPDATES = 100
+OWN_SEED = 2**20
+"""No seed of a study: of what is to share nothing with its policies."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +83,8 @@ class Settings:
             raise ValueError(f"--report_prompts is {self.report_prompts}: it must be at least 4, or 0 for all")
         if not self.seeds or len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
             raise ValueError("--seeds needs different numbers of at least 0, such as 0 1")
+        if OWN_SEED in self.seeds:
+            raise ValueError(f"--seeds {OWN_SEED} is that of the reward model that judges: take another, such as 0 or 1")
 
     def saved_steps(self, steps: int) -> list[int]:
         """The steps whose policies are measured, the last one included."""

@@ -170,6 +170,12 @@ def played(job: Job, sketch: Sketch, rollouts: Rollouts) -> Round:
         asked, Longest(sketch.shape.vocab_size), drawing, decode=lambda ids: " ".join(map(str, ids.tolist())),
         select=objective.rounds.select, options=objective.rounds.options, seed=0,
     )  # fmt: skip
+    if not drawn.rows:
+        options = "".join(f", {name} {value}" for name, value in objective.rounds.options.items())
+        raise ValueError(
+            f"{objective.verb} selects none of {len(prompts) * drawing.num_generations:,} responses ({objective.rounds.select}{options}), "
+            "so there is no round to forecast: trueline plan rewards by chance, from 0 to 1; plan with a smaller margin, or without one"
+        )
     crew = with_corpus(Crew(reference=Zeros(), critic=Zeros()), objective, job.tokenizer, config, lambda text: None)
     budget = Budget(rows=config.per_device_train_batch_size, tokens=config.max_tokens_per_batch)
     steps = list(objective.steps(objective.annotate(drawn.rows, crew), budget))
