@@ -14,7 +14,9 @@ from trueline.evals.calibration import (
     null_ece,
     pair_calibration,
     reliability,
+    share_right,
 )
+from trueline.evals.interval import wilson
 
 
 def test_reliability_by_hand() -> None:
@@ -87,6 +89,27 @@ def test_pair_calibration() -> None:
     assert pair_calibration(gaps * 3).reliability.ece > 0.05
     assert accuracy_by_gap(gaps) == found.by_gap
     assert pair_calibration([0.0, 0.0]).accuracy.estimate == 0.5
+
+
+def test_pairs_of_one_prompt_are_not_independent() -> None:
+    """Rankings of 4, six pairs each, whose prompts are easy or hard: the interval covers as often as it says."""
+    rng, prompts, covered, alone = np.random.default_rng(0), np.repeat(np.arange(80), 6), 0, 0
+    for _ in range(300):
+        right = rng.random((80, 6)) < rng.beta(0.7, 0.3, size=(80, 1))
+        found, naive = share_right(right.ravel(), prompts), wilson(right.sum(), right.size)
+        covered, alone = covered + (found.low <= 0.7 <= found.high), alone + (naive.low <= 0.7 <= naive.high)
+        assert found.estimate == pytest.approx(naive.estimate) and found.n == 80
+    assert 0.92 <= covered / 300 <= 0.98 and alone / 300 < 0.8, (covered, alone)
+    assert pair_calibration([1.0, 1.0, -1.0, -1.0], list("aabb")).accuracy == share_right([1, 1, 0, 0], list("aabb"))
+
+
+def test_share_right_at_its_limits() -> None:
+    one = share_right([1, 0, 1, 1], list("abcd"))
+    assert (one.low, one.high, one.n) == (wilson(3, 4).low, wilson(3, 4).high, 4), "a pair per prompt is Wilson's"
+    sure = share_right([1, 1, 1, 1, 1, 1], list("aabbcc"))
+    assert (sure.low, sure.high) == (wilson(3, 3).low, 1.0), "three prompts, and not six"
+    assert share_right([1, 0, 1, 0], list("aabb")).low == pytest.approx(wilson(1, 2).low), "alike in every prompt"
+    assert share_right([1, 0], list("aa")).n == 1 and share_right([1, 0], list("aa")).low >= 0
 
 
 def test_refusals() -> None:

@@ -93,3 +93,14 @@ def test_what_nobody_judged_is_left_out() -> None:
     assert mean_of(values, None).n == 2
     with pytest.raises(ValueError, match="said something of 1 of 3 report prompts"):
         complete(np.where(np.arange(3)[None, :, None] < 2, np.nan, values))
+
+
+def test_a_silent_verdict_does_not_leave_the_pool() -> None:
+    """One answer of each method without a verdict: its seeds speak as before."""
+    mains = policies((0.3,) * 5)
+    whole = [Pool(mains).alone(one, "reward", lambda of: of.true) for one in mains[1:]]
+    for number, one in enumerate(mains[1:]):
+        one.true[0, number, 0] = np.nan
+    silent = [Pool(mains).alone(one, "reward", lambda of: of.true) for one in mains[1:]]
+    for before, after in zip(whole, silent, strict=True):
+        assert after.high - after.low == pytest.approx(before.high - before.low, rel=0.15)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import combinations
 from typing import Any
 
-from trueline.study.verdict import verdict
+from trueline.study.verdict import said_gap, verdict
 
 
 def arm(name: str, reward: float, total: float = 1.0, draws: int = 1, **more: Any) -> dict[str, Any]:
@@ -28,7 +28,7 @@ def results(half: float, *arms: dict[str, Any]) -> dict[str, Any]:
 def test_a_clear_winner() -> None:
     found = verdict(results(0.2, arm("start", 0.0), arm("a", 0.5), arm("b", 1.0)))
     assert found["choose"] == "b" and found["headline"] == "Choose b."
-    assert "+0.5 (+0.3 to +0.7) over a" in found["because"][0]
+    assert "+0.50 (+0.30 to +0.70) over a" in found["because"][0]
 
 
 def test_of_tied_arms_the_cheapest_that_beats_the_start() -> None:
@@ -60,3 +60,45 @@ def test_what_should_be_looked_at() -> None:
         "The best learning rate is at the edge of what was tried", "One seed",
     ]  # fmt: skip
     assert not any("plain" in sentence for sentence in found)
+
+
+def compared(shares: dict[tuple[str, str], float], half: float = 0.1) -> dict[str, Any]:
+    """Of a judge that compares: how often the first of two wins; where nothing is said, half. The later, the cheaper."""
+    names = sorted({name for two in shares for name in two} - {"start"})
+    arms = [arm(name, shares[name, "start"], total=9.0 - place) for place, name in enumerate(names)]
+    found = results(half, arm("start", 0.5), *arms)
+    for one in found["differences"]:
+        a, b = one["a"], one["b"]
+        gap = shares.get((a, b), 1 - shares.get((b, a), 0.5)) - 0.5
+        one |= {"direct": True, "difference": {"estimate": gap, "low": gap - half, "high": gap + half, "se": half / 2}}
+    return found | {"judge": {"compares": True}}
+
+
+def test_who_wins_most_against_the_start_may_lose_to_another() -> None:
+    found = verdict(compared({("a", "start"): 0.62, ("b", "start"): 0.61, ("b", "a"): 0.65}))
+    assert found["choose"] == "b" and found["tied"] == ["b"] and found["headline"] == "Choose b."
+    assert found["because"][0] == "a has the largest mean, yet is beaten: b wins 65% (55% to 75%) against a."
+    third = compared({("a", "start"): 0.65, ("b", "start"): 0.61, ("c", "start"): 0.62, ("b", "a"): 0.65})
+    found = verdict(third)
+    assert found["tied"] == ["b", "c"] and found["headline"].startswith("b, c cannot be told apart") and found["choose"] == "c"
+    assert any(sentence.startswith("Largest mean of these: c;") for sentence in found["because"])
+
+
+def test_whom_another_of_the_tied_beats_is_not_tied() -> None:
+    """The leader cannot be told from either, but one of the two beats the other: they can be told apart."""
+    found = verdict(compared({("a", "start"): 0.70, ("b", "start"): 0.68, ("c", "start"): 0.65, ("b", "c"): 0.65}))
+    assert found["tied"] == ["a", "b"] and found["choose"] == "b", "c is cheaper still"
+    assert "c is beaten: b wins 65% (55% to 75%) against c." in found["because"]
+
+
+def test_a_circle_has_no_best() -> None:
+    start = {(name, "start"): 0.65 for name in "abc"}
+    found = verdict(compared(start | {("a", "b"): 0.65, ("b", "c"): 0.65, ("c", "a"): 0.65}))
+    assert found["choose"] is None and found["tied"] == []
+    assert found["headline"].startswith("The judge goes in circles") and len(found["because"]) == 3
+    assert "a wins 65% (55% to 75%) against start; is beaten: c wins 65% (55% to 75%) against a." in found["because"]
+
+
+def test_two_digits_of_the_half_width() -> None:
+    found = results(0.0123, arm("start", 0.0), arm("a", 0.5))
+    assert said_gap(found, "a", "start") == "+0.500 (+0.488 to +0.512) over start"

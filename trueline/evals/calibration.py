@@ -2,6 +2,7 @@
 
     confidence, correct --reliability--> Reliability(bins, ECE, Brier)        --null_ece--> what chance alone would give
     score gaps of a reward model --pair_calibration--> PairCalibration(accuracy, ECE, temperature, accuracy by gap)
+    right or wrong, groups --share_right--> Interval, with prompts as the unit
 
 A reward model says P(chosen beats rejected) = sigmoid(gap). Its verdict on a pair is the response it scores higher, its
 confidence sigmoid(|gap|), and it is right when the gap is positive (a gap of zero is right by half).
@@ -13,12 +14,12 @@ Left out: drawing (`trueline.evals.diagram`).
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from trueline.evals.interval import Values, wilson
+from trueline.evals.interval import Groups, Values, normal_mean, wilson
 from trueline.evals.result import Interval, to_plain
 
 
@@ -97,8 +98,11 @@ def null_ece(confidence: Values, *, bins: int = 15, equal_mass: bool = False, dr
     return float(total / draws / len(confidence_N))
 
 
-def pair_calibration(gaps: Values, *, bins: int = 15, gap_bins: int = 5, seed: int = 0) -> PairCalibration:
-    """Calibration of a reward model from its gaps: score of the preferred response minus score of the other, per pair."""
+def pair_calibration(gaps: Values, groups: Groups = None, *, bins: int = 15, gap_bins: int = 5, seed: int = 0) -> PairCalibration:
+    """Calibration of a reward model from its gaps: score of the preferred response minus score of the other, per pair.
+
+    `groups`: the prompt of each pair; pairs of one prompt are not independent, and the interval of the accuracy goes by prompts.
+    """
     gap_N = np.asarray(gaps, dtype=np.float64)
     if gap_N.ndim != 1 or len(gap_N) == 0 or not np.isfinite(gap_N).all():
         raise ValueError(
@@ -108,13 +112,31 @@ def pair_calibration(gaps: Values, *, bins: int = 15, gap_bins: int = 5, seed: i
     size_N = np.abs(gap_N)
     confidence_N = 1 / (1 + np.exp(-size_N))
     return PairCalibration(
-        accuracy=wilson(float(correct_N.sum()), len(gap_N)),
+        accuracy=share_right(correct_N, groups),
         nll=float(np.logaddexp(0, -gap_N).mean()),
         reliability=reliability(confidence_N, correct_N, bins=bins),
         null_ece=null_ece(confidence_N, bins=bins, seed=seed),
         temperature=fit_temperature(gap_N),
         by_gap=_bins(size_N, correct_N, _edges(size_N, gap_bins, equal_mass=True)),
     )
+
+
+def share_right(correct: Values, groups: Groups = None) -> Interval:
+    """Share of right verdicts: Wilson's interval of as many independent ones as the scatter of prompts is worth.
+
+        n = p (1 - p) / se^2, at most N;  se clustered by prompt      (the design effect is N / n: Kish 1965; Korn and Graubard 1998)
+
+    Where the scatter says nothing (all right, all wrong, or alike in every prompt) a prompt counts as one. `Interval.n` is the number
+    of prompts.
+    """
+    correct_N = np.asarray(correct, dtype=np.float64)
+    if groups is None or len(set(groups)) == len(correct_N):
+        return wilson(float(correct_N.sum()), len(correct_N))
+    clustered = normal_mean(correct_N, groups)
+    variance = clustered.se**2  # NaN of one prompt
+    worth = clustered.estimate * (1 - clustered.estimate) / variance if variance > 0 else float(clustered.n)
+    n = max(1, min(len(correct_N), int(worth)))
+    return replace(wilson(clustered.estimate * n, n), estimate=clustered.estimate, n=clustered.n, method="wilson, over prompts")
 
 
 def accuracy_by_gap(gaps: Values, *, bins: int = 5) -> tuple[Bin, ...]:

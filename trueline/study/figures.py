@@ -99,10 +99,10 @@ class Pool:
         def unit(of: Taken) -> float:
             return float(figure(of).mean()) if share else 1.0
 
-        varied = [m for m in self.seeded if unit(m) > 0 and np.ptp(figure(m)) > 0]  # a bound is the same for every seed
+        varied = [m for m in self.seeded if unit(m) > 0 and scatters(figure(m))]  # a bound is the same for every seed
         spread = self._spread(name, lambda: spread_of_one(seed_means([figure(m) / unit(m) for m in varied])))
         by = unit(one) or 1.0
-        still = not one.seeded or (share and not np.ptp(figure(one)))
+        still = not one.seeded or (share and not scatters(figure(one)))
         found = mean_of(figure(one) / by, UNTRAINED if still else spread)
         return replace(found, estimate=by * found.estimate, low=by * found.low, high=by * found.high, se=by * found.se)
 
@@ -129,6 +129,12 @@ class Pool:
         if name not in self._spreads:
             self._spreads[name] = compute() if self.seeded else None
         return self._spreads[name]
+
+
+def scatters(values_SPA: np.ndarray) -> bool:
+    """Whether those that are known differ."""
+    known = values_SPA[np.isfinite(values_SPA)]
+    return known.size > 0 and bool(np.ptp(known) > 0)
 
 
 def complete(values_SPA: np.ndarray) -> np.ndarray:

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from trueline.align.group import prompt_key
 from trueline.evals.calibration import pair_calibration
 from trueline.models.files import fingerprint as weights_fingerprint
 from trueline.models.files import load_scalar_model
@@ -101,17 +102,20 @@ def calibration(bench: Bench, cell: Cell, pairs: Sequence[Comparison]) -> dict[s
         stats = EncodeStats()
         found = [encode_comparison(pair, bench.tokenizer, bench.settings.max_length, stats) for pair in pairs]
         rows = [row for row in found if row is not None]
+        keys = [prompt_key(pair.prompt) for pair, row in zip(pairs, found, strict=True) if row is not None]
         gaps: list[float] = []
-        for row, scores_K in zip(rows, scorer_of(bench, cell).score(rows), strict=True):
+        prompts: list[str] = []
+        for row, key, scores_K in zip(rows, keys, scorer_of(bench, cell).score(rows), strict=True):
             worth_K = -row.numbers["rank"] if "rank" in row.numbers else row.numbers["counts"]
             gaps += [float(scores_K[i] - scores_K[j]) for i, j in np.ndindex(len(worth_K), len(worth_K)) if worth_K[i] > worth_K[j]]
+            prompts += [key] * (len(gaps) - len(prompts))
         if not gaps:
             why = "; ".join(f"{reason} ({count})" for reason, count in stats.dropped.most_common(3)) or "ties only"
             raise ValueError(
                 f"no comparison of the tuning or report part can be used to check the reward model ({why}): bring more data"
                 + (f", or raise --max_length, which is {bench.settings.max_length}" if stats.dropped else "")
             )
-        return pair_calibration(gaps, bins=10).to_dict() | {"pairs": len(gaps)}
+        return pair_calibration(gaps, prompts, bins=10).to_dict() | {"pairs": len(gaps)}
 
     name = fingerprint([str(pair.prompt) + str(pair.responses) for pair in pairs])[:12]
     found: dict[str, Any] = cell.once(f"calibration-{name}.json", compute)

@@ -2,13 +2,16 @@
 
     verdict(results) -> {"headline", "because": [...], "choose": arm or None, "tied": [...], "beware": [...]}
 
-The arm with the highest mean reward leads. Arms whose difference from it has an interval that holds 0 cannot be told apart from it;
-among them the cheapest is advised. The intervals of all differences hold together (outcome.differences), so the best of many noisy
-arms does not win by being lucky. Left out: taste.
+One arm beats another where the interval of their difference lies above 0. Of the arms that beat the start and that nobody beats the one
+with the highest mean reward leads. Arms that nobody beats cannot be told apart; among them the cheapest is advised. A judge that compares
+may go in circles: the arm that wins most against the start may lose to another, which is said, and where every arm that beats the start
+is beaten, none is advised. The intervals of all differences hold together (outcome.differences), so the best of many noisy arms does
+not win by being lucky. Left out: taste.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -24,42 +27,71 @@ SILENT = 0.05
 def verdict(results: Mapping[str, Any]) -> dict[str, Any]:
     """What to choose and why."""
     arms = [arm for arm in results["arms"] if arm["name"] != START]
-    best = max(results["arms"], key=lambda arm: arm["main"]["reward"]["estimate"])
-    against = {arm["name"]: gap(results, best["name"], arm["name"]) for arm in results["arms"] if arm is not best}
-    tied = [arm for arm in arms if arm is best or not against[arm["name"]]["low"] > 0]
-    start_open = best["name"] == START or not against[START]["low"] > 0
+    better = [arm for arm in arms if beats(results, arm["name"], START)]
+    tied = [arm for arm in arms if not beaters(results, arm["name"])]
+    able = [arm for arm in better if arm in tied]
+    top = max(results["arms"], key=mean)
+    best = max(able, key=mean) if able else top
     because: list[str] = []
-    if start_open:
+    if not better:
         choose = None
-        losers = [arm["name"] for arm in arms if gap(results, START, arm["name"])["low"] > 0]
+        losers = [arm["name"] for arm in arms if beats(results, START, arm["name"])]
         headline = "The data cannot tell that any method is better than the start."
         if losers:
             because.append(f"Worse than the start, beyond chance: {', '.join(losers)}.")
         because.append(f"Largest mean: {best['name']}; {said_gap(results, best['name'], START)}." if best["name"] != START else
                        "The start itself has the largest mean reward.")  # fmt: skip
+    elif not able:
+        choose = None
+        headline = "The judge goes in circles: every method that beats the start is beaten by another."
+        because += [f"{arm['name']} {said_gap(results, arm['name'], START)}; {said_beaten(results, arm['name'])}." for arm in better]
     elif len(tied) == 1:
         choose = best["name"]
         headline = f"Choose {choose}."
         others = [arm["name"] for arm in arms if arm is not best]
-        because.append(f"It is ahead of every other method: {said_list(results, choose, others)}.")
+        ahead = all(beats(results, choose, other) for other in others)
+        said = "It is ahead of every other method" if ahead else "No method is ahead of it, and every other is behind one"
+        because.append(f"{said}: {said_list(results, choose, others)}.")
         because.append(f"And of the start: {said_gap(results, choose, START)}.")
     else:
-        sure = [arm for arm in tied if gap(results, arm["name"], START)["low"] > 0]
-        cheapest = min(sure, key=price)
-        choose = cheapest["name"]
+        choose = min(able, key=price)["name"]
         names = ", ".join(arm["name"] for arm in tied)
         headline = f"{names} cannot be told apart on this data; {choose} is the cheapest of them that beats the start."
-        because.append(f"Largest mean: {best['name']}; {said_list(results, best['name'], [a['name'] for a in tied if a is not best])}.")
-        if choose != best["name"]:
+        most = max(tied, key=mean)
+        because.append(f"Largest mean{'' if most is top else ' of these'}: {most['name']}; "
+                       f"{said_list(results, most['name'], [arm['name'] for arm in tied if arm is not most])}.")  # fmt: skip
+        if choose != most["name"]:
             because.append(f"{choose}: {said_gap(results, choose, START)}.")
-        because.append(f"Cost: {'; '.join(said_price(arm) for arm in sorted(sure, key=price))}.")
-        behind = [arm["name"] for arm in arms if arm not in tied]
+        because.append(f"Cost: {'; '.join(said_price(arm) for arm in sorted(able, key=price))}.")
+        behind = [arm["name"] for arm in arms if beats(results, best["name"], arm["name"])]
         if behind:
             because.append(f"Behind {best['name']} beyond chance: {', '.join(behind)}.")
-    rivals = [START] if start_open else [arm["name"] for arm in tied if arm is not best]
-    because += power(results, best["name"], rivals) if best["name"] != START else []
+        because += [f"{arm['name']} {said_beaten(results, arm['name'])}." for arm in arms if arm not in tied and arm["name"] not in behind]
+    if able and top not in tied:
+        because.insert(0, f"{top['name']} has the largest mean, yet {said_beaten(results, top['name'])}.")
+    rivals = [arm["name"] for arm in tied if arm is not best] if better else [START]
+    because += power(results, best["name"], rivals) if best["name"] != START and (able or not better) else []
     tied_names = [arm["name"] for arm in tied]
     return {"headline": headline, "because": because, "choose": choose, "tied": tied_names, "beware": warnings(results, arms)}
+
+
+def mean(arm: Mapping[str, Any]) -> float:
+    estimate: float = arm["main"]["reward"]["estimate"]
+    return estimate
+
+
+def beats(results: Mapping[str, Any], a: str, b: str) -> bool:
+    """Beyond chance."""
+    return gap(results, a, b)["low"] > 0
+
+
+def beaters(results: Mapping[str, Any], name: str) -> list[str]:
+    """Who beats this arm, the start included."""
+    return [arm["name"] for arm in results["arms"] if beats(results, arm["name"], name)]
+
+
+def said_beaten(results: Mapping[str, Any], name: str) -> str:
+    return "is beaten: " + "; ".join(f"{other} {said_gap(results, other, name)}" for other in beaters(results, name))
 
 
 def gap(results: Mapping[str, Any], a: str, b: str) -> dict[str, float]:
@@ -78,7 +110,9 @@ def said_gap(results: Mapping[str, Any], a: str, b: str) -> str:
     found = gap(results, a, b)
     numbers = [found[name] for name in ("estimate", "low", "high")]
     if not results.get("judge", {}).get("compares"):
-        middle, low, high = (f"{number:+.3g}" for number in numbers)
+        half = (found["high"] - found["low"]) / 2
+        digits = 3 if half <= 0 else max(0, 1 - math.floor(math.log10(half)))  # two of the half-width
+        middle, low, high = (f"{number:+.{digits}f}" for number in numbers)
         return f"{middle} ({low} to {high}) over {b}"
     direct = any({one["a"], one["b"]} == {a, b} and one["direct"] for one in results["differences"])
     middle, low, high = (f"{0.5 + number:.0%}" if direct else f"{100 * number:+.0f}" for number in numbers)

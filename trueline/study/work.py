@@ -112,6 +112,7 @@ class Measured:
 
     label: str
     step: int
+    """Updates; where seeds kept different ones, the mark that they were kept for."""
     last: bool
     found: list[Mapping[str, Any]]
     """What `measure.answers` said, per seed."""
@@ -187,28 +188,51 @@ def run_arm(job: Job, arm: Arm, share: Share, tuned: Tuned, tell: Step) -> Runs:
     mains: list[Cell] = []
     drawn: list[Mapping[str, float]] = []
     for setting in arm.settings:
-        found: dict[int, list[Mapping[str, Any]]] = {}
+        by_seed: list[dict[int, Mapping[str, Any]]] = []
         for seed in job.settings.seeds:
             cell = train_setting(job, arm, setting, tuned.learning_rate, share, seed, tell)
             if setting is arm.main:
                 mains.append(cell)
+            by_seed.append({})
             for step in steps_of(cell):
                 try:
-                    found.setdefault(step, []).append(measure_policy(job, cell, step, seed, "report"))
+                    by_seed[-1][step] = measure_policy(job, cell, step, seed, "report")
                 except FileNotFoundError:  # measured and cleared away for other prompts or another judge: trained once more
-                    shutil.rmtree(cell.folder / "run")
-                    (cell.folder / "trained.json").unlink()
+                    forget(cell)
                     cell = train_setting(job, arm, setting, tuned.learning_rate, share, seed, tell)
-                    found.setdefault(step, []).append(measure_policy(job, cell, step, seed, "report"))
+                    by_seed[-1][step] = measure_policy(job, cell, step, seed, "report")
             forget_checkpoints(cell)
+        found = at_marks(job.settings.saved_steps(share.updates), by_seed)
         last = max(found)
         measured += [
-            Measured(label=setting.label, step=step, last=step == last, found=[one[""] for one in by_seed])
-            for step, by_seed in found.items()
+            Measured(label=setting.label, step=step, last=step == last, found=[one[""] for one in seeds])
+            for step, seeds in found.items()
         ]
         if setting is arm.main:
             drawn = [one["drawn"] for one in found[last]]
     return Runs(measured=measured, cells=mains, drawn=drawn)
+
+
+def at_marks(marks: Sequence[int], by_seed: Sequence[Mapping[int, Mapping[str, Any]]]) -> dict[int, list[Mapping[str, Any]]]:
+    """Per mark the same policy of every seed: the first one kept at it or after it, else the last. Where rounds end early, seeds keep
+    other steps than one another; such an entry is named by its mark. Marks that all seeds passed in one round are one entry."""
+    entries: dict[tuple[int, ...], int] = {}
+    for mark in marks:
+        steps = tuple(min((step for step in found if step >= mark), default=max(found)) for found in by_seed)
+        entries[steps] = steps[0] if len(set(steps)) == 1 else mark
+    assert len(set(entries.values())) == len(entries)
+    return {name: [found[step] for step, found in zip(steps, by_seed, strict=True)] for steps, name in entries.items()}
+
+
+def forget(cell: Cell) -> None:
+    """As if it had never been trained. Killed in between it is either whole, but for the mark of a finished run, or trained anew."""
+    run, aside = cell.folder / "run", cell.folder / "forgotten"
+    shutil.rmtree(aside, ignore_errors=True)
+    (run / "finished.json").unlink(missing_ok=True)  # first: a finished run without checkpoints would not be trained again
+    (cell.folder / "trained.json").unlink(missing_ok=True)
+    if run.exists():
+        run.rename(aside)  # at once: half a folder, with a model and without its run.json, would be refused
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def select_arm(job: Job, arm: Arm) -> Runs:
