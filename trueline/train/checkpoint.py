@@ -21,9 +21,8 @@ import os
 import random
 import re
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -75,9 +74,8 @@ def _fill(
 ) -> None:
     write_model(model, temporary)
     save_tensors(optimizer_tensors(model, optimizer), temporary / "optimizer.safetensors")
-    chance = generators()
-    save_tensors(chance.tensors, temporary / "rng.safetensors")
-    about = {"state": state.to_json(), "feed": feed, "python": chance.python, "numpy": chance.numpy}
+    save_tensors(_torch_generators(), temporary / "rng.safetensors")
+    about = {"state": state.to_json(), "feed": feed, "python": random.getstate(), "numpy": _numpy_generator()}
     (temporary / "trainer_state.json").write_text(json.dumps(about, indent=1), encoding="utf-8")
     files = {}
     for path in sorted(temporary.iterdir()):
@@ -94,7 +92,11 @@ def load_checkpoint(
     try:
         about = json.loads((path / "trainer_state.json").read_bytes())
         load_optimizer_tensors(model, optimizer, load_file(path / "optimizer.safetensors"))
-        restore_generators(Generators(about["python"], about["numpy"], load_file(path / "rng.safetensors")))
+        version, internal, gauss = about["python"]
+        random.setstate((version, tuple(internal), gauss))
+        name, keys, *rest = about["numpy"]
+        np.random.set_state((name, np.array(keys, dtype=np.uint32), *rest))
+        _restore_torch(load_file(path / "rng.safetensors"))
         return TrainState.from_json(about["state"]), about["feed"]
     except (ValueError, TypeError, LookupError, AttributeError, RuntimeError, ArithmeticError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:80]  # whole by its hashes: another version wrote it, or it was edited
@@ -164,32 +166,19 @@ def explain_full_disk(folder: Path) -> Iterator[None]:
         ) from error
 
 
-@dataclass(frozen=True)
-class Generators:
-    """Where all generators of chance stand, as JSON and tensors have it."""
-
-    python: Sequence[Any]
-    numpy: Sequence[Any]
-    tensors: dict[str, torch.Tensor]
-    """Of torch, by device."""
-
-
-def generators() -> Generators:
-    """As they stand now."""
+def _torch_generators() -> dict[str, torch.Tensor]:
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
-    tensors = {"cpu": torch.get_rng_state()} | {f"cuda:{index}": torch.cuda.get_rng_state(index) for index in devices}
-    name, keys, *rest = np.random.get_state(legacy=True)
-    return Generators(random.getstate(), [name, np.asarray(keys).tolist(), *rest], tensors)
+    return {"cpu": torch.get_rng_state()} | {f"cuda:{index}": torch.cuda.get_rng_state(index) for index in devices}
 
 
-def restore_generators(found: Generators) -> None:
-    """Put them back."""
-    version, internal, gauss = found.python
-    random.setstate((version, tuple(internal), gauss))
-    name, keys, *rest = found.numpy
-    np.random.set_state((name, np.array(keys, dtype=np.uint32), *rest))
-    for device, state in found.tensors.items():
-        if device == "cpu":
+def _restore_torch(states: dict[str, torch.Tensor]) -> None:
+    for name, state in states.items():
+        if name == "cpu":
             torch.set_rng_state(state)
-        elif torch.cuda.is_available() and int(device.removeprefix("cuda:")) < torch.cuda.device_count():
-            torch.cuda.set_rng_state(state, int(device.removeprefix("cuda:")))
+        elif torch.cuda.is_available() and int(name.removeprefix("cuda:")) < torch.cuda.device_count():
+            torch.cuda.set_rng_state(state, int(name.removeprefix("cuda:")))
+
+
+def _numpy_generator() -> list[Any]:
+    name, keys, *rest = np.random.get_state(legacy=True)
+    return [name, np.asarray(keys).tolist(), *rest]

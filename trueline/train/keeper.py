@@ -21,14 +21,7 @@ import torch
 from torch import nn
 
 from trueline.run import Run
-from trueline.train.checkpoint import (
-    checkpoints,
-    generators,
-    is_complete,
-    prune_checkpoints,
-    restore_generators,
-    save_checkpoint,
-)
+from trueline.train.checkpoint import checkpoints, is_complete, prune_checkpoints, save_checkpoint
 from trueline.train.config import SaveConfig
 from trueline.train.feed import Feed
 from trueline.train.optim import Optimizer
@@ -45,11 +38,11 @@ class Keeper:
     ) -> None:  # fmt: skip
         self.run, self.model, self.optimizer, self.feed, self.write_model = run, model, optimizer, feed, write_model
         self.config, self.ranks, self.state, self.saved = config, ranks, state, state.step
-        self._before = copy.deepcopy(state), feed.state(), generators()
+        self._before = copy.deepcopy(state), feed.state()
 
     def begin(self) -> None:
         """A round begins: what it changes but the weights."""
-        self._before = copy.deepcopy(self.state), self.feed.state(), generators()
+        self._before = copy.deepcopy(self.state), self.feed.state()
 
     def keep(self) -> None:
         """A checkpoint, if there is none of this step."""
@@ -75,10 +68,9 @@ class Keeper:
             raise
 
     def _leave(self) -> None:
-        state, position, chance = self._before
+        state, position = self._before
         untouched = state.step == self.state.step  # not a step of the round was taken
         if untouched and self.saved < state.step and all(bool(torch.isfinite(p).all()) for p in self.model.parameters()):
-            restore_generators(chance)  # a step that failed has drawn its noise and dropout
             self._save(state, position)
         whole = next((path for _, path in checkpoints(self.run.folder) if is_complete(path)), None)
         if whole is not None:
