@@ -92,7 +92,7 @@ def memory_advice(chosen: Any, start: int) -> str:
             found = predict(chosen, limit=found.peak * 4 // 5, start=start)
         had = f", and {reached / MEGABYTE:,.0f} MB were had" if reached else ""
         said = f"this run takes {found.peak / MEGABYTE:,.0f} MB{had}: {found.advice()}"
-    except (MemoryError, RuntimeError, ImportError, OSError, SystemError):  # no room to count, or to load what counts
+    except (MemoryError, RuntimeError, ImportError, OSError, SystemError, ValueError):  # no room to count, or nothing to count by
         said = "lower max_tokens_per_batch or max_length, or switch on gradient_checkpointing"
     saved = [path for _, path in checkpoints(chosen.out)][:1]
     return f"out of memory: {said}" + "".join(f"; {path} is kept, and the same command goes on from it" for path in saved)
