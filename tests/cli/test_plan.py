@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -116,7 +115,7 @@ def test_a_process_that_gets_no_more(trueline: Trueline, tiny: Path, tmp_path: P
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     for _ in range(6):
         done = subprocess.run([sys.executable, "-c", LIMITED, *words], capture_output=True, text=True, env=environment)
-        if done.returncode != -signal.SIGSEGV:  # native code that is refused a small block may die where nothing can catch it
+        if done.returncode >= 0:  # native code that is refused a small block may die where nothing can catch it
             break
     assert done.returncode == 2, done.stderr
     last = done.stderr.strip().splitlines()[-1]
