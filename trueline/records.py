@@ -161,11 +161,27 @@ class Sampling:
     """Token ids that end a response (the end token is kept in `ids`, and it is scored)."""
     seed: int = 0
     """Equal seeds draw equal responses, whatever else is drawn."""
+    repetition_penalty: float = 1.0
+    """Divides the positive and multiplies the negative logits of tokens that the prompt or the response holds (CTRL,
+    1909.05858, equation 5); 1 changes nothing."""
+    presence_penalty: float = 0.0
+    """Taken from the logits of tokens that the response holds."""
+    frequency_penalty: float = 0.0
+    """Taken from a token's logit for each time that the response holds it."""
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    """(token id, what is added to its logit)."""
 
     @property
     def truncates(self) -> bool:
         """True when the drawn distribution is not softmax(logits / temperature); on-policy methods refuse it."""
-        return self.temperature == 0 or self.top_k > 0 or self.top_p < 1 or self.min_p > 0
+        return self.temperature == 0 or self.top_k > 0 or self.top_p < 1 or self.min_p > 0 or self.shifts
+
+    @property
+    def shifts(self) -> bool:
+        """True when the logits are changed before the temperature."""
+        return (
+            self.repetition_penalty != 1 or self.presence_penalty != 0 or self.frequency_penalty != 0 or bool(self.logit_bias)
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,6 +17,40 @@ import numpy as np
 from trueline.records import Sample, Sampling
 
 
+@dataclass(frozen=True)
+class Constraint:
+    """What the text of a response must follow from its first to its last character."""
+
+    kind: str
+    """json_schema (a JSON schema), json (any JSON object), regex, or grammar (Lark)."""
+    text: str = ""
+    """The schema as JSON, the expression, or the grammar."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What a request asks for beyond how its tokens are drawn. The defaults ask for nothing."""
+
+    top_logps: int = 0
+    """Also the log-probs of the so many likeliest tokens at every place."""
+    prompt_logps: bool = False
+    """Also the log-probs of the prompt's own tokens."""
+    constraint: Constraint | None = None
+    """Tokens that would leave it cannot be drawn."""
+    beams: int = 0
+    """Width of a beam search (then n is at most as large, and nothing is drawn); 0: none."""
+    length_penalty: float = 1.0
+    """Beam search ranks by sum of log-probs / length ** length_penalty."""
+    lookup: int = 0
+    """Speculative decoding: the so many tokens that followed an earlier occurrence of the last ones are tried at once; 0: none."""
+    priority: int = 0
+    """Requests of higher priority start first and are preempted last."""
+    client: str = ""
+    """Who asks: waiting requests of several clients take turns."""
+    adapter: str = ""
+    """Name of the adapter that answers; "" is the base model."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Request:
     """One prompt and some of its responses (all of them, unless n exceeds the batch)."""
@@ -32,9 +66,10 @@ class Request:
     stop_ids: frozenset[int]
     repeat: int = 0
     """How many equal prompts came before in the same call: equal prompts get different noise."""
+    options: Options = Options()
 
 
-@dataclass
+@dataclass(eq=False)
 class Running:
     """One response in the making."""
 
@@ -43,12 +78,39 @@ class Running:
     key: int
     """Of its noise."""
     ids: list[int] = field(default_factory=list)
+    """Drawn so far."""
     logps: list[float] = field(default_factory=list)
+    computed: int = 0
+    """Tokens of prompt and `ids` whose keys and values lie in its blocks."""
+    table: list[int] = field(default_factory=list)
+    """Its blocks of the cache, in order."""
+    draft: list[int] = field(default_factory=list)
+    """Tokens that may follow `ids`: the next step tries them."""
+    siblings: tuple[int, ...] = ()
+    """Responses that will share the prompt's blocks once it is computed."""
+
+    @property
+    def length(self) -> int:
+        """Tokens of prompt and response."""
+        return len(self.request.ids) + len(self.ids)
 
     @property
     def cached(self) -> int:
         """Tokens in the cache: prompt and response but for the newest token, which the next step feeds in."""
-        return len(self.request.ids) + len(self.ids) - 1
+        return self.length - 1
+
+
+TopLogps = tuple[tuple[int, float], ...]
+"""(token id, log-prob) of the likeliest tokens of one place, likeliest first."""
+
+
+class PromptScores(NamedTuple):
+    """What the model makes of a prompt's own tokens, from the second one on."""
+
+    logps: np.ndarray
+    """float32 [P - 1]: log softmax of the logits (temperature 1)."""
+    tops: tuple[TopLogps, ...]
+    """[P - 1]; empty where no `top_logps` were asked for."""
 
 
 class Event(NamedTuple):
@@ -59,6 +121,9 @@ class Event(NamedTuple):
     token: int | None
     logp: float
     sample: Sample | None
+    top: TopLogps = ()
+    prompt: PromptScores | None = None
+    """Sent alone (token None, sample None) before the first token, where it was asked for."""
 
 
 def check_sampling(sampling: Sampling, vocab_size: int, has_tokenizer: bool) -> None:
