@@ -63,18 +63,18 @@ def test_layouts_agree(family: str, decoder: Any, sequences: Any) -> None:
 
 @torch.no_grad()
 def test_cached_steps_equal_training_forward(family: str, decoder: Any, sequences: Any) -> None:
-    """Prefill in two pieces, single steps of slots at different lengths."""
+    """Prefill in two pieces, single steps at different lengths."""
     model = decoder(family)
     a, b = sequences(8, [30, 22])
     whole_a, whole_b = (model(Layout.packed([x])) for x in (a, b))
-    cache = model.new_cache(2, 32)
+    cache, tables = model.new_cache(8, 8), [[3, 5, 1, 0], [7, 2, 6, 4]]
     close = lambda x, y: torch.testing.assert_close(x, y, atol=1e-5, rtol=1e-5)  # noqa: E731
-    close(model(Layout.cached([a[:10], b[:16]], [1, 0], [0, 0]), cache), torch.cat((whole_a[:10], whole_b[:16])))
+    close(model(Layout.cached([a[:10], b[:16]], tables, [0, 0], 8), cache), torch.cat((whole_a[:10], whole_b[:16])))
     close(
-        model(Layout.cached([a[10:25], b[16:18]], [1, 0], [10, 16]), cache), torch.cat((whole_a[10:25], whole_b[16:18]))
+        model(Layout.cached([a[10:25], b[16:18]], tables, [10, 16], 8), cache), torch.cat((whole_a[10:25], whole_b[16:18]))
     )
     for i in range(4):
-        step = Layout.cached(torch.tensor([b[18 + i], a[25 + i]]).long(), [0, 1], [18 + i, 25 + i])
+        step = Layout.cached([b[18 + i : 19 + i], a[25 + i : 26 + i]], tables[::-1], [18 + i, 25 + i], 8)
         close(model(step, cache), torch.stack((whole_b[18 + i], whole_a[25 + i])))
 
 

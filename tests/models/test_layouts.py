@@ -155,28 +155,45 @@ def test_bf16_autocast_is_close(tiny: Any, sequences: Any) -> None:
 
 @torch.no_grad()
 def test_cached_steps_equal_training_forward(tiny: Any, sequences: Any) -> None:
-    """Prefill in two pieces, a shared prompt copied to two slots, single steps with consecutive and scattered slots."""
+    """Prefill in two pieces, blocks shared and copied, single steps and chunks in one forward."""
     model = tiny()
     a, b = sequences(8, [30, 22])
-    cache = model.new_cache(4, 32)
-    first = model(Layout.cached([a[:10], b[:16]], [3, 0], [0, 0]), cache)
-    second = model(Layout.cached([a[10:25], b[16:18]], [3, 0], [10, 16]), cache)
-    cache.copy(3, [1, 2], 20)
+    cache = model.new_cache(8, 8)
+    table_a, table_b, shared = [5, 2, 7, 0], [1, 3, 4], [5, 2, 6]  # `shared` has a's first 16 tokens, and 4 more in a copy of block 7
+    first = model(Layout.cached([a[:10], b[:16]], [table_a, table_b], [0, 0], 8), cache)
+    second = model(Layout.cached([a[10:25], b[16:18]], [table_a, table_b], [10, 16], 8), cache)
+    cache.copy([(7, 6)])
     whole_a, whole_b = model(Layout.packed([a])), model(Layout.packed([b]))
     close = lambda x, y: torch.testing.assert_close(x, y, atol=1e-5, rtol=0)  # noqa: E731
     close(first, torch.cat((whole_a[:10], whole_b[:16])))
     close(second, torch.cat((whole_a[10:25], whole_b[16:18])))
-    for i in range(4):
-        layout = Layout.cached(
-            torch.tensor([b[18 + i], a[20 + i], a[20 + i], a[25 + i]]).long(),
-            [0, 1, 2, 3],
-            [18 + i, 20 + i, 20 + i, 25 + i],
-        )
-        close(model(layout, cache), torch.stack((whole_b[18 + i], whole_a[20 + i], whole_a[20 + i], whole_a[25 + i])))
-    scattered = model(Layout.cached(torch.tensor([a[29], a[24]]).long(), [3, 1], [29, 24]), cache)
-    close(scattered, whole_a[[29, 24]])
-    with pytest.raises(ValueError, match="does not fit the cache"):
-        model(Layout.cached(torch.tensor([1]), [3], [32]), cache)
+    for i in range(4):  # two steps, and a chunk between them
+        ids = [b[18 + i : 19 + i], a[20 + i : 21 + i], a[25 + i : 27 + i]]
+        layout = Layout.cached(ids, [table_b, shared, table_a], [18 + i, 20 + i, 25 + i], 8)
+        close(model(layout, cache), torch.stack((whole_b[18 + i], whole_a[20 + i], *whole_a[25 + i : 27 + i])))
+    with pytest.raises(ValueError, match="does not fit its 3 blocks"):
+        Layout.cached([a[:1]], [table_b], [24], 8)
+
+
+@torch.no_grad()
+def test_cache_in_8_bits(tiny: Any, sequences: Any) -> None:
+    """Every number is off by at most half a 127th of its head's largest; chunks of a prompt change nothing."""
+    model = tiny()
+    (a,) = sequences(8, [30])
+    cache, again = (model.new_cache(4, 8, torch.int8) for _ in range(2))
+    k_TGE = torch.randn(30, *cache.keys[0].shape[2:])
+    slots_T = torch.arange(30)
+    cache.write(0, slots_T, k_TGE, k_TGE)
+    read_BGLE, _ = cache.read(0, torch.arange(4)[None], torch.float32)
+    apart_TGE = (read_BGLE[0].transpose(0, 1)[:30] - k_TGE).abs()
+    assert bool((apart_TGE <= k_TGE.abs().amax(-1, keepdim=True) / 254 * 1.0001).all())
+    whole = model(Layout.cached([a], [[0, 1, 2, 3]], [0], 8), cache)
+    parts = [
+        model(Layout.cached([a[i : i + n]], [[3, 1, 0, 2]], [i], 8), again) for i, n in ((0, 11), (11, 1), (12, 18))
+    ]
+    torch.testing.assert_close(torch.cat(parts), whole, atol=2e-3, rtol=0)  # a number next to a border may fall to its other side
+    exact = model(Layout.packed([a]))
+    assert 1e-6 < float((whole - exact).abs().max()) < 0.1
 
 
 def test_neftune(tiny: Any, sequences: Any) -> None:

@@ -1,21 +1,19 @@
 """Attention over a layout: one function, `attend`, for training streams and for steps over a key-value cache.
 
     q_THE, k_TGE, v_TGE --layout--> out_THE          CPU: flash kernels per piece, merged by log-sum-exp, own backward
-    the same + Cache                                 keys and values are written in place, nothing is concatenated
+    the same + Cache                                 keys and values are written into the blocks of tables, and read from there
 
 A `Rule` says how products become weights: their scale, a soft cap, a sliding window. `Layout` itself lives in layout.py
 and is found here too.
 
-Legend: T tokens, H query heads, G key-value heads, E width of a head, X either heads, B slots, L length, R queries, K keys.
+Legend: T tokens, H query heads, G key-value heads, E width of a head, X either heads, B sequences, L positions, R queries, K keys.
 
 Left out: a fused kernel for trees on a GPU (there each span is one call of the public attention function) and for soft
-caps (their scores are formed, block by block); a cache that forgets what no window reaches any more.
+caps (their scores are formed, block by block).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -23,9 +21,10 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import scaled_dot_product_attention
 
+from trueline.models.cache import Cache
 from trueline.models.layout import WINDOW_ROWS, Layout, Piece, common_prefix, tree_tokens
 
-__all__ = ["Cache", "Layout", "Rule", "attend", "common_prefix", "tree_tokens"]
+__all__ = ["Layout", "Rule", "attend", "common_prefix", "tree_tokens"]
 
 
 class Rule(NamedTuple):
@@ -39,50 +38,6 @@ class Rule(NamedTuple):
     """A query sees itself and the `window - 1` tokens before it; None: all of them."""
 
 
-@dataclass(frozen=True)
-class Cache:
-    """Keys and values of every layer for `num_slots` sequences, contiguous per slot and head, written in place.
-
-    The engine owns the bookkeeping: which slot is whose and how many tokens it holds. It passes both in with
-    `Layout.cached(ids, slots, starts)`, then `decoder(layout, cache)` appends the new keys and values and attends to
-    positions 0..own of the slot. What lies beyond is never read, so freeing a slot needs no work.
-    Keep live slots consecutive (move the last one into a hole with `copy`): then a step reads the cache in place.
-    """
-
-    keys: tuple[Tensor, ...]
-    """Per layer [B, G, L, E]."""
-    values: tuple[Tensor, ...]
-
-    @staticmethod
-    def new(
-        num_layers: int,
-        num_slots: int,
-        max_length: int,
-        kv_heads: int,
-        head_dim: int,
-        dtype: torch.dtype = torch.float32,
-        device: str = "cpu",
-    ) -> Cache:
-        shape = (num_slots, kv_heads, max_length, head_dim)
-        return Cache(
-            *(tuple(torch.zeros(shape, dtype=dtype, device=device) for _ in range(num_layers)) for _ in range(2))
-        )
-
-    @property
-    def num_slots(self) -> int:
-        return self.keys[0].shape[0]
-
-    @property
-    def max_length(self) -> int:
-        return self.keys[0].shape[2]
-
-    def copy(self, source: int, targets: Sequence[int], length: int) -> None:
-        """Slots `targets` begin with the first `length` tokens of slot `source`: a shared prompt is computed once."""
-        where = torch.tensor(list(targets), device=self.keys[0].device)
-        for tensor_BGLE in (*self.keys, *self.values):
-            tensor_BGLE[where, :, :length] = tensor_BGLE[source, :, :length]
-
-
 def attend(
     q_THE: Tensor,
     k_TGE: Tensor,
@@ -92,9 +47,9 @@ def attend(
     layer: int = 0,
     rule: Rule = Rule(),  # noqa: B008 - immutable
 ) -> Tensor:
-    """Attention within the layout -> [T, H, E]. With a cache, writes k and v into it and attends to the slots."""
+    """Attention within the layout -> [T, H, E]. With a cache, writes k and v into it and attends to what the tables hold."""
     if cache is not None:
-        return _attend_cached(q_THE, k_TGE, v_TGE, layout, cache.keys[layer], cache.values[layer], rule)
+        return _attend_cached(q_THE, k_TGE, v_TGE, layout, cache, layer, rule)
     if q_THE.device.type == "cpu" and rule.cap is None:
         return _Attend.apply(q_THE, k_TGE, v_TGE, layout.pieces_within(rule.window), rule)
     return _attend_generic(q_THE, k_TGE, v_TGE, layout, rule)
@@ -232,30 +187,24 @@ def _weigh(q_BHRE: Tensor, k_BGKE: Tensor, v_BGKE: Tensor, mask: Tensor | None, 
 
 
 def _attend_cached(
-    q_THE: Tensor, k_TGE: Tensor, v_TGE: Tensor, layout: Layout, keys_BGLE: Tensor, values_BGLE: Tensor, rule: Rule
+    q_THE: Tensor, k_TGE: Tensor, v_TGE: Tensor, layout: Layout, cache: Cache, layer: int, rule: Rule
 ) -> Tensor:
-    assert layout.slots is not None and layout.starts is not None
-    longest = layout.max_length
-    if longest > keys_BGLE.shape[2]:
-        raise ValueError(
-            f"a sequence of {longest} tokens does not fit the cache of {keys_BGLE.shape[2]}; make max_length larger."
-        )
-    T, H, E = q_THE.shape
-    G = k_TGE.shape[1]
-    if layout.is_step:
-        low, seen_B11L = layout.seen_in_cache(rule.window)
-        for cached_BGLE, new_BGE in ((keys_BGLE, k_TGE), (values_BGLE, v_TGE)):
-            cached_BGLE[layout.slots_B, :, layout.positions_T] = new_BGE.to(cached_BGLE.dtype)
-        slots = layout.slots_B if layout.slot_range is None else layout.slot_range
-        k_BGLE, v_BGLE = (c[slots][:, :, low:longest].to(q_THE.dtype) for c in (keys_BGLE, values_BGLE))
+    """Sequences with one new token together, each of the others alone."""
+    assert layout.slots_T is not None and layout.tables_SN is not None
+    cache.write(layer, layout.slots_T, k_TGE, v_TGE)
+    out_THE = torch.empty_like(q_THE)
+    H, E = q_THE.shape[1:]
+    G, size = k_TGE.shape[1], cache.block_size
+    if len(layout.steps_B):
+        low, seen_B11L = layout.seen_in_cache(rule.window, size)
+        tables_BN = layout.tables_SN[layout.step_spans, low // size : low // size + seen_B11L.shape[3] // size]
+        k_BGLE, v_BGLE = cache.read(layer, tables_BN, q_THE.dtype)
         # the H / G queries of one key head stand in for a query length: no expansion of keys and values
-        out = _weigh(q_THE.view(T, G, H // G, E), k_BGLE, v_BGLE, seen_B11L, rule)
-        return out.reshape(T, H, E)
-    parts = []
-    for span, slot, start in zip(layout.spans, layout.slots, layout.starts, strict=True):
-        own, end = slice(span.start, span.start + span.length), start + span.length
-        keys_BGLE[slot, :, start:end] = k_TGE[own].transpose(0, 1)
-        values_BGLE[slot, :, start:end] = v_TGE[own].transpose(0, 1)
-        k_1GLE, v_1GLE = (c[None, slot, :, :end].to(q_THE.dtype) for c in (keys_BGLE, values_BGLE))
-        parts.append(_attend_span(q_THE[own], k_1GLE, v_1GLE, rule))
-    return torch.cat(parts)
+        q_BGXE = q_THE[layout.steps_B].view(-1, G, H // G, E)
+        out_THE[layout.steps_B] = _weigh(q_BGXE, k_BGLE, v_BGLE, seen_B11L, rule).reshape(-1, H, E)
+    for number in layout.chunk_spans:
+        span, end = layout.spans[number], layout.ends[number]
+        own = slice(span.start, span.start + span.length)
+        k_1GLE, v_1GLE = cache.read(layer, layout.tables_SN[number : number + 1, : -(-end // size)], q_THE.dtype)
+        out_THE[own] = _attend_span(q_THE[own], k_1GLE[:, :, :end], v_1GLE[:, :, :end], rule)
+    return out_THE

@@ -22,7 +22,8 @@ from torch.nn.functional import embedding, gelu, layer_norm, linear, relu, rms_n
 from torch.utils.checkpoint import checkpoint
 
 from trueline.models import fused as fused_blocks
-from trueline.models.attention import Cache, Layout, Rule, attend
+from trueline.models.attention import Layout, Rule, attend
+from trueline.models.cache import BLOCK_SIZE, Cache
 from trueline.models.config import DecoderConfig
 from trueline.models.head import TokenScores, token_logps
 from trueline.models.rope import rope
@@ -287,18 +288,13 @@ class Decoder(nn.Module):
         layout = Layout.packed([row.numpy() for row in rows.cpu()]).to(self.device)
         return self.head(self(layout)).view(*ids.shape, -1)
 
-    def new_cache(self, num_slots: int, max_length: int, dtype: torch.dtype | None = None) -> Cache:
+    def new_cache(self, num_blocks: int, block_size: int = BLOCK_SIZE, dtype: torch.dtype | None = None) -> Cache:
         """An empty key-value cache that fits this model."""
         c = self.config
         return Cache.new(
-            c.num_hidden_layers,
-            num_slots,
-            max_length,
-            c.num_key_value_heads,
-            c.head_dim,
-            dtype or self.embed_tokens.weight.dtype,
-            str(self.device),
-        )
+            c.num_hidden_layers, num_blocks, c.num_key_value_heads, c.head_dim,
+            block_size=block_size, dtype=dtype or self.embed_tokens.weight.dtype, device=str(self.device),
+        )  # fmt: skip
 
 
 def labels_of(head: str) -> int:

@@ -2,7 +2,7 @@
 
     packed   | seq 0 | seq 1 | ...                 every sequence alone, back to back
     tree     | prompt | branch 0 | branch 1 | ...  per row; a branch attends to its prompt and to itself
-    cached   | new tokens of slot a | of slot b |  each attends to what its cache slot holds, and to itself
+    cached   | new tokens of a | of b |            each attends to what the blocks of its table hold, and to itself
 
 A Layout is a flat stream of T tokens cut into spans; a span attends causally to itself and fully to its parent span.
 Positions restart with every sequence, and `predicted_by_N` says which output predicts each scored token: nobody
@@ -19,13 +19,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from trueline.models.cache import BLOCK_SIZE
 from trueline.records import Row
 
 
@@ -94,10 +95,12 @@ class Layout:
     max_length: int
     """Longest sequence, cached tokens included."""
     spans: tuple[Span, ...]
-    slots: tuple[int, ...] | None = None
-    """Cached layouts only: the cache slot of each span; the span's first position is its first token's."""
+    slots_T: Tensor | None = None
+    """Cached layouts only: where each new token's key and value belong: block times block size plus place in the block."""
+    tables_SN: Tensor | None = None
+    """Cached layouts only: the blocks of each sequence, filled up with 0."""
     starts: tuple[int, ...] | None = None
-    """Cached layouts only: how many tokens of its slot each span finds already there."""
+    """Cached layouts only: how many tokens of its table each span finds already there."""
 
     @property
     def num_tokens(self) -> int:
@@ -121,28 +124,35 @@ class Layout:
         return self._windowed[window]
 
     @cached_property
-    def is_step(self) -> bool:
-        """Cached layouts only: one new token per slot."""
-        return all(span.length == 1 for span in self.spans)
+    def ends(self) -> tuple[int, ...]:
+        """Cached layouts only: the length of each sequence, cached tokens included."""
+        assert self.starts is not None
+        return tuple(start + span.length for start, span in zip(self.starts, self.spans, strict=True))
 
     @cached_property
-    def slots_B(self) -> Tensor:
-        """Cached layouts only: the slot of each span."""
-        return torch.tensor(self.slots, device=self.ids_T.device)
+    def step_spans(self) -> list[int]:
+        """Cached layouts only: numbers of the spans with one new token, which take their step together."""
+        return [number for number, span in enumerate(self.spans) if span.length == 1]
 
     @cached_property
-    def slot_range(self) -> slice | None:
-        """The slots as a slice where they follow one another, so that a cache is read in place; else None."""
-        assert self.slots is not None
-        first, count = self.slots[0], len(self.slots)
-        return slice(first, first + count) if self.slots == tuple(range(first, first + count)) else None
+    def chunk_spans(self) -> list[int]:
+        """Cached layouts only: numbers of the longer spans."""
+        return [number for number, span in enumerate(self.spans) if span.length > 1]
 
-    def seen_in_cache(self, window: int | None) -> tuple[int, Tensor]:
-        """Of a step: the first position that any query sees, and which it sees from there on, bool [B, 1, 1, L]."""
+    @cached_property
+    def steps_B(self) -> Tensor:
+        """Cached layouts only: flat indices of the tokens of `step_spans`."""
+        return torch.tensor([self.spans[number].start for number in self.step_spans], device=self.ids_T.device)
+
+    def seen_in_cache(self, window: int | None, block_size: int) -> tuple[int, Tensor]:
+        """Of `step_spans`: the first position of the first block that any query sees, and which positions each query sees
+        from there to the end of the last block, bool [B, 1, 1, L]."""
         if window not in self._seen:
-            assert self.starts is not None
-            low = 0 if window is None else max(0, min(self.starts) - window + 1)
-            positions_L, own_B1 = torch.arange(low, self.max_length, device=self.ids_T.device), self.positions_T[:, None]
+            own = [self.ends[number] - 1 for number in self.step_spans]
+            low = 0 if window is None else max(0, min(own) - window + 1) // block_size * block_size
+            high = -(-(max(own) + 1) // block_size) * block_size
+            positions_L = torch.arange(low, high, device=self.ids_T.device)
+            own_B1 = self.positions_T[self.steps_B][:, None]
             seen_BL = positions_L <= own_B1
             if window is not None:
                 seen_BL &= positions_L > own_B1 - window
@@ -198,37 +208,40 @@ class Layout:
 
     @staticmethod
     def cached(
-        ids: Sequence[np.ndarray] | Tensor, slots: Sequence[int], starts: Sequence[int], device: str = "cpu"
-    ) -> Layout:
-        """New tokens per cache slot: `ids[i]` follow the `starts[i]` tokens that slot `slots[i]` already holds.
+        ids: Sequence[np.ndarray], tables: Sequence[Sequence[int]], starts: Sequence[int],
+        block_size: int = BLOCK_SIZE, device: str | torch.device = "cpu",
+    ) -> Layout:  # fmt: skip
+        """New tokens of sequences in a cache: `ids[i]` follow the `starts[i]` tokens that the blocks `tables[i]` already hold.
 
-        A decoding step is `ids` = LongTensor [B] (one new token per slot); a prefill is a list of arrays. Nothing is
-        scored: take the outputs at `last_S`. Slots must be distinct; consecutive ones are read in place.
+        A decoding step has one id per sequence, a prefill all of a prompt, and any mixture is fine. Nothing is scored: take
+        the outputs at `last_S`. A block that is written belongs to one sequence alone.
         """
-        starts = tuple(starts)
-        if isinstance(ids, Tensor):
-            ids_T, lengths = ids, (1,) * len(starts)
-            positions_T = torch.tensor(starts, device=device)
-        else:
-            lengths = tuple(len(x) for x in ids)
-            ids_T = torch.from_numpy(np.concatenate(ids).astype(np.int64)).to(device)
-            positions_T = torch.cat([torch.arange(s, s + n) for s, n in zip(starts, lengths, strict=True)]).to(device)
-        ends = np.cumsum(lengths)
+        lengths = np.array([len(x) for x in ids])
+        first, ends = np.array(starts), np.cumsum(lengths)
+        owner_T = np.repeat(np.arange(len(ids)), lengths)
+        positions_T = np.arange(ends[-1]) + (first - (ends - lengths))[owner_T]
+        tables_SN = np.zeros((len(ids), max(map(len, tables))), np.int64)
+        for row, table, start, length in zip(tables_SN, tables, starts, lengths, strict=True):
+            if start + length > len(table) * block_size:
+                raise ValueError(f"a sequence of {start + length} tokens does not fit its {len(table)} blocks of {block_size}")
+            row[: len(table)] = table
+        slots_T = tables_SN[owner_T, positions_T // block_size] * block_size + positions_T % block_size
+        tensor = partial(torch.as_tensor, device=device)
         nothing = torch.zeros(0, dtype=torch.long, device=device)
-        longest = max(s + n for s, n in zip(starts, lengths, strict=True))
         return Layout(
-            ids_T=ids_T,
-            positions_T=positions_T,
+            ids_T=tensor(np.concatenate(ids).astype(np.int64)),
+            positions_T=tensor(positions_T),
             predicted_by_N=nothing,
             targets_N=nothing,
             sequence_of_N=nothing,
-            last_S=torch.from_numpy(ends - 1).to(device),
+            last_S=tensor(ends - 1),
             lengths_T=nothing,
-            num_sequences=len(starts),
-            max_length=longest,
-            spans=tuple(Span(int(e) - n, n, -1) for e, n in zip(ends, lengths, strict=True)),
-            slots=tuple(slots),
-            starts=starts,
+            num_sequences=len(ids),
+            max_length=int((first + lengths).max()),
+            spans=tuple(Span(int(end - length), int(length), -1) for end, length in zip(ends, lengths, strict=True)),
+            slots_T=tensor(slots_T),
+            tables_SN=tensor(tables_SN),
+            starts=tuple(int(start) for start in starts),
         )
 
 

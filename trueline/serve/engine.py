@@ -28,8 +28,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trueline.models.attention import Cache, Layout
+from trueline.models.cache import BLOCK_SIZE, Cache
 from trueline.models.decoder import Decoder
+from trueline.models.layout import Layout
 from trueline.records import TEXT, Message, Messages, Sample, Sampling
 from trueline.serve.check import WARNING, Agreement, compare
 from trueline.serve.noise import noise_key, uniforms
@@ -67,6 +68,7 @@ class Engine:
         self._hidden = frozenset() if tokenizer is None else frozenset(tokenizer.control.values())
         self._scheduler = Scheduler(max_batch, prefill_tokens)
         self._cache: Cache | None = None
+        self._slot_blocks = 0
         self._knobs: Knobs | None = None
         self._ids = count()
         self._ended: list[Event] = []
@@ -195,16 +197,16 @@ class Engine:
         device = self.model.device
         layout = Layout.cached(
             [start.request.ids for start in starts],
-            [start.slots[0] for start in starts],
+            [self._table(start.slots[0]) for start in starts],
             [0] * len(starts),
-            device=str(device),
+            device=device,
         )
         hidden_SD = self.model(layout, cache, layout.last_S)
         placed: list[tuple[int, Running]] = []
         for start in starts:
             request = start.request
             if len(start.slots) > 1:
-                cache.copy(start.slots[0], start.slots[1:], len(request.ids))
+                self._copy(start.slots[0], start.slots[1:], len(request.ids))
             for slot, response in zip(start.slots, request.responses, strict=True):
                 key = noise_key(request.sampling.seed, request.ids, request.repeat, response)
                 running = Running(request, response, key)
@@ -221,14 +223,13 @@ class Engine:
         cache = self._cache
         assert cache is not None
         for move in plan.moves:
-            cache.copy(move.source, [move.target], move.length)
+            self._copy(move.source, [move.target], move.length)
         batch = [(slot, running) for slot, running in enumerate(self._scheduler.slots) if running is not None]
         assert len(batch) == plan.batch
         device = self.model.device
-        newest_B = torch.tensor([running.ids[-1] for _, running in batch], device=device)
-        layout = Layout.cached(
-            newest_B, range(plan.batch), [running.cached for _, running in batch], device=str(device)
-        )
+        newest = [np.array(running.ids[-1:]) for _, running in batch]
+        tables = [self._table(slot) for slot in range(plan.batch)]
+        layout = Layout.cached(newest, tables, [running.cached for _, running in batch], device=device)
         logits_BV = self._head(self.model(layout, cache))
         if plan.moves or self._knobs is None:
             self._knobs = Knobs.of([running.request.sampling for _, running in batch], logits_BV.shape[1], device)
@@ -239,20 +240,28 @@ class Engine:
 
     def _roomy(self, slots: int, length: int) -> Cache:
         """The cache, grown when `slots` or `length` exceed it. What it holds is kept."""
-        old = self._cache
-        if old is not None and slots <= old.num_slots and length <= old.max_length:
+        old, blocks = self._cache, self._slot_blocks
+        old_slots = 0 if old is None else old.num_blocks // blocks
+        if old is not None and slots <= old_slots and length <= blocks * BLOCK_SIZE:
             return old
-        if old is not None:
-            slots, length = max(slots, old.num_slots), max(length, old.max_length)
+        slots, length = max(slots, old_slots), max(length, blocks * BLOCK_SIZE)
         # doubling keeps the number of copies small; the last step stays within what can ever be needed
         slots = min(self._scheduler.max_batch, 1 << (slots - 1).bit_length())
         length = min(self.model.config.max_length, -(-length // 64) * 64)
-        new = self.model.new_cache(slots, length)
+        self._slot_blocks = -(-length // BLOCK_SIZE)
+        new = self.model.new_cache(slots * self._slot_blocks)
         if old is not None and any(running is not None for running in self._scheduler.slots):
-            for old_BGLE, new_BGLE in zip((*old.keys, *old.values), (*new.keys, *new.values), strict=True):
-                new_BGLE[: old.num_slots, :, : old.max_length] = old_BGLE
+            new.copy([(slot * blocks + i, slot * self._slot_blocks + i) for slot in range(old_slots) for i in range(blocks)], old)
         self._cache = new
         return new
+
+    def _table(self, slot: int) -> range:
+        return range(slot * self._slot_blocks, (slot + 1) * self._slot_blocks)
+
+    def _copy(self, source: int, targets: Sequence[int], length: int) -> None:
+        assert self._cache is not None
+        count = -(-length // BLOCK_SIZE)
+        self._cache.copy([(self._table(source)[i], self._table(target)[i]) for target in targets for i in range(count)])
 
     # -- commit ------------------------------------------------------------------------------------------------------
 

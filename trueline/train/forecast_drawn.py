@@ -27,6 +27,7 @@ from torch import nn
 
 from trueline.models.adapters import without_adapters
 from trueline.models.attention import Layout, tree_tokens
+from trueline.models.cache import BLOCK_SIZE
 from trueline.models.config import DecoderConfig
 from trueline.models.decoder import Decoder, ScalarModel
 from trueline.models.files import read_config
@@ -236,7 +237,7 @@ def held_by(job: Job, sketch: Sketch, found: Round, scorers: Sequence[DecoderCon
         optimizer.zero_grad()
         since("AdamW's moments")
         two = isinstance(job.objective, OnPolicy) and job.objective.rounds.second is not None and not alone
-        caches = [policy.new_cache(found.slots, found.length) for _ in range(2 if two else 1)]
+        caches = [policy.new_cache(found.slots * found.length // BLOCK_SIZE) for _ in range(2 if two else 1)]
         since("keys and values of what is drawn")
         meter.peak = meter.live
         autocast = torch.autocast(device.type, torch.bfloat16, enabled=config.bf16)
