@@ -18,6 +18,7 @@ help:            ## this list
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	PIP_CONSTRAINT=constraints.txt $(PIP) install --quiet --editable '.[$(EXTRAS)]'
+	@$(BIN)/python -m trueline.serve.native
 	@$(BIN)/python -c "open('.venv/ready', 'w').close()"
 
 setup: .venv/ready  ## install the package and the tools of this file into .venv
