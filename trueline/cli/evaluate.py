@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,7 +15,8 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from trueline.cli.places import BASE, COLUMNS, DATA, FILE, MODEL, MORE_DATA, column_names, model_folder, say_read
+from trueline.cli.places import BASE, COLUMNS, FILE, MODEL, MORE_DATA, column_names, model_folder, say_read
+from trueline.cli.tasks import Tasks, run_tasks
 from trueline.evals.calibration import Bin, PairCalibration, Reliability, pair_calibration
 from trueline.evals.diagram import calibration_svg
 from trueline.evals.distribution import (
@@ -60,9 +61,11 @@ class Evaluate:
     """Measure a model on rows. Language models: on text perplexity and bits per byte, on conversations the loss of
     the responses, on comparisons how often the preferred response is the likelier one. Reward models: accuracy, also by
     score gap, and calibration on comparisons; those of categories also on ratings. With --ood_reference: how unlike the prompts of the
-    reference those of --data are, by the model's features."""
+    reference those of --data are, by the model's features. With --tasks instead of --data: what lm-evaluation-harness asks."""
 
-    data: Annotated[tuple[str, ...], DATA]
+    named: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MODEL")] = ""
+    """The same as --model."""
+    data: Annotated[tuple[str, ...], MORE_DATA] = ()
     """Rows the model was not trained on."""
     model: Annotated[str, MODEL] = BASE
     """A folder, a hub id, or "base", the model that ships with Trueline."""
@@ -85,9 +88,24 @@ class Evaluate:
     """Also draw the calibration into this SVG file: confidence against share right, and share right by score gap."""
     device: str = "cpu"
     """Where to compute: cpu, cuda, mps."""
+    harness: Annotated[Tasks, tyro.conf.arg(name=""), tyro.conf.OmitArgPrefixes] = field(default_factory=Tasks)
+    """Tasks of lm-evaluation-harness."""
 
     def run(self) -> None:
         """Print a table of the result."""
+        if self.named and self.model != BASE:
+            raise ValueError(f"two models are named, {self.named} and --model {self.model}: keep one")
+        if bool(self.data) == bool(self.harness.tasks):
+            both = " and not both" if self.data else ""
+            raise ValueError(f"trueline eval needs --data FILE_OR_HUB_ID ... or --tasks NAME ...{both}; see trueline eval --help")
+        one = replace(self, named="", model=self.named) if self.named else self
+        if self.harness.tasks:
+            run_tasks(one.harness, one.model, limit=one.limit, out=one.out, device=one.device)
+        else:
+            one.on_rows()
+
+    def on_rows(self) -> None:
+        """Measure on --data."""
         console = Console(highlight=False, soft_wrap=True)
         folder = model_folder(self.model)
         tokenizer = load_tokenizer(folder)

@@ -50,6 +50,17 @@ class PolicyScorer:
         found = scores_of_rows(self.model, rows, each, self.max_tokens, self.bf16, [sum(counts_K) for counts_K in counts])
         return [tuple(np.split(logps_N, np.cumsum(counts_K)[:-1])) for logps_N, counts_K in zip(found, counts, strict=True)]
 
+    def token_scores(self, rows: Sequence[Row]) -> list[tuple[np.ndarray, ...]]:
+        """For each row and sequence float32 [its scored tokens, 2]: the log-prob, and 1 where no token is likelier, else 0."""
+
+        def each(layout: Layout) -> Tensor:
+            found = self.model.token_logps(layout)
+            return torch.stack([found.logps_N, found.correct_N.float()], 1)
+
+        counts = [[int(scored.sum()) for scored in row.scored] for row in rows]
+        found = scores_of_rows(self.model, rows, each, self.max_tokens, self.bf16, [sum(counts_K) for counts_K in counts])
+        return [tuple(np.split(scores_N2, np.cumsum(counts_K)[:-1])) for scores_N2, counts_K in zip(found, counts, strict=True)]
+
 
 class RewardScorer:
     """Scores of a frozen reward model: its score, or the expected utility of its categories; less its shift."""

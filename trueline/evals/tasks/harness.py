@@ -1,0 +1,124 @@
+"""Names of tasks -> lm-evaluation-harness -> results with their standard errors.
+
+    tasks = load(("local_piqa",), include=())         found = measure(HarnessModel(parts), tasks, ...)
+    found.results -> Result(task, metric, filter, value, error, n)      found.detail -> what goes into a JSON file
+
+The task files of this folder need no index of lm_eval's own thousands, which takes seconds to read: it is read only for other names.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import FunctionType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lm_eval.tasks import TaskManager
+
+    from trueline.evals.tasks.model import HarnessModel
+
+FOLDER = Path(__file__).parent
+"""The task files that come with Trueline."""
+OURS = "local_"
+"""How their names begin."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """One metric of one task."""
+
+    task: str
+    metric: str
+    filter: str
+    """How answers were read out of responses; "none" where nothing was."""
+    value: float
+    error: float | None
+    """Standard error; None where the task's metric has none."""
+    n: int
+    """Documents."""
+    shots: int
+    """Solved examples before each question."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """What the harness says."""
+
+    results: tuple[Result, ...]
+    detail: dict[str, Any]
+    """Its results, versions of tasks, settings."""
+    samples: dict[str, list[dict[str, Any]]]
+    """Task -> documents with their prompts, answers and scores."""
+
+
+def manager(names: Sequence[str], include: Sequence[Path]) -> TaskManager:
+    """The task files that hold these names (also *, ? and tags); a name that is nowhere is refused."""
+    from lm_eval.tasks import TaskManager
+
+    for path in include:
+        if not path.is_dir():
+            raise ValueError(f"--include_path {path} is no folder: name one that holds task files (.yaml)")
+    paths = [str(path) for path in (FOLDER, *include)]
+    found = TaskManager(include_path=paths, include_defaults=False)
+    if all(found.match_tasks([name]) for name in names):
+        return found
+    wider = found if any(name.startswith(OURS) for name in names) else TaskManager(include_path=paths)
+    for name in names:
+        if not wider.match_tasks([name]):
+            near = difflib.get_close_matches(name, wider.all_tasks, 1)
+            ours = ", ".join(sorted(path.stem for path in FOLDER.glob("*.yaml")))
+            raise ValueError(
+                f"there is no task {name!r}; "
+                + (f"did you mean {near[0]!r}? " if near else "")
+                + f"those that come with Trueline are {ours}"
+            )
+    return wider
+
+
+def measure(
+    model: HarnessModel, names: Sequence[str], tasks: TaskManager, *,
+    limit: int | None = None, shots: int | None = None, chat: bool = False, system: str = "", keep_samples: bool = False,
+) -> Found:  # fmt: skip
+    """Ask, score, summarise. `limit` documents of each task; `shots` solved examples; `chat`: through the chat template."""
+    from lm_eval import simple_evaluate
+
+    said = simple_evaluate(
+        model, tasks=tasks.match_tasks(list(names)), task_manager=tasks, limit=limit, num_fewshot=shots, apply_chat_template=chat,
+        system_instruction=system or None, log_samples=keep_samples, bootstrap_iters=1000,
+    )  # fmt: skip
+    assert said is not None, "one process asks"
+    results = tuple(
+        Result(task, metric, how, float(value), _number(values.get(f"{metric}_stderr,{how}")),
+               said["n-samples"].get(task, {}).get("effective", 0), int(said["n-shot"].get(task) or 0))
+        for task, values in said["results"].items()
+        for key, value in values.items()
+        for metric, _, how in [key.partition(",")]
+        if how and not metric.endswith("_stderr")
+    )  # fmt: skip
+    kept = (
+        "results",
+        "groups",
+        "group_subtasks",
+        "configs",
+        "versions",
+        "n-shot",
+        "higher_is_better",
+        "n-samples",
+        "config",
+        "lm_eval_version",
+    )
+    return Found(results, {key: said[key] for key in kept if key in said}, said.get("samples", {}))
+
+
+def plain(value: Any) -> str:
+    """For json.dumps: what JSON has no form for, functions by their name."""
+    return value.__qualname__ if isinstance(value, FunctionType | type) else str(value)
+
+
+def _number(value: Any) -> float | None:
+    """A standard error; lm_eval says "N/A" where there is none."""
+    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
