@@ -55,7 +55,7 @@ def run_tasks(asked: Tasks, model: str, *, limit: int, out: Path | None, device:
         raise ValueError("--tasks needs lm-evaluation-harness, which is not installed: pip install 'trueline[eval]'")
     from trueline.evals.tasks.harness import manager, measure, plain
 
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 120)
     errors = Console(file=sys.stderr, highlight=False, soft_wrap=True)
     tasks = manager(asked.tasks, asked.include_path)  # a wrong name is said before the model loads
     found_model = harness_model(model, device, errors)

@@ -10,11 +10,14 @@ from __future__ import annotations
 
 import difflib
 import math
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FunctionType
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 if TYPE_CHECKING:
     from lm_eval.tasks import TaskManager
@@ -84,11 +87,19 @@ def measure(
     limit: int | None = None, shots: int | None = None, chat: bool = False, system: str = "", keep_samples: bool = False,
 ) -> Found:  # fmt: skip
     """Ask, score, summarise. `limit` documents of each task; `shots` solved examples; `chat`: through the chat template."""
-    from lm_eval import simple_evaluate
+    from lm_eval import evaluate
 
-    said = simple_evaluate(
-        model, tasks=tasks.match_tasks(list(names)), task_manager=tasks, limit=limit, num_fewshot=shots, apply_chat_template=chat,
-        system_instruction=system or None, log_samples=keep_samples, bootstrap_iters=1000,
+    random.seed(0)  # metrics are resampled for errors that have no formula
+    np.random.seed(1234)
+    loaded = tasks.load(tasks.match_tasks(list(names)))
+    for task in loaded["tasks"].values():
+        own = task.get_config("num_fewshot")
+        if own is None or (shots is not None and own != 0):  # a task that says 0 shows its examples itself, or has none
+            task.set_config(key="num_fewshot", value=shots or 0)
+        task.set_fewshot_seed(seed=1234)  # lm_eval's own
+    said = evaluate(
+        model, loaded, limit=limit, apply_chat_template=chat, fewshot_as_multiturn=chat, system_instruction=system or None,
+        log_samples=keep_samples, bootstrap_iters=1000,
     )  # fmt: skip
     assert said is not None, "one process asks"
     results = tuple(
