@@ -62,7 +62,7 @@ def test_doors_can_close(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "module",
     ["trueline", "trueline.records", "trueline.protocols", "trueline.store", "trueline.run", "trueline.rows", "trueline.tokens",
-     "trueline.align", "trueline.evals", "trueline.serve.scheduler"],
+     "trueline.align", "trueline.evals", "trueline.serve.schedule"],
 )  # fmt: skip
 def test_torch_free(module: str) -> None:
     """Every module of a torch-free room leaves torch and transformers out of sys.modules."""

@@ -19,7 +19,7 @@ def model() -> Decoder:
     """Loud random weights: next-token distributions that are neither flat nor certain."""
     config = DecoderConfig(
         model_type="qwen3", vocab_size=VOCAB, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
-        num_attention_heads=4, num_key_value_heads=2, head_dim=8, qk_norm=True, tie_word_embeddings=True, max_position_embeddings=96,
+        num_attention_heads=4, num_key_value_heads=2, head_dim=16, qk_norm=True, tie_word_embeddings=True, max_position_embeddings=96,
     )  # fmt: skip
     decoder = new_model(config, seed=1)
     generator = torch.Generator().manual_seed(0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -10,16 +11,34 @@ import numpy as np
 import pytest
 import torch
 
-import trueline.serve.engine as engine_module
+import trueline.serve.drawing as drawing_module
+import trueline.serve.runner as runner_module
+from trueline.models.adapters import attach, set_adapter, wrappers
 from trueline.models.attention import Layout
 from trueline.models.decoder import Decoder
 from trueline.models.files import new_model
+from trueline.models.lora import LoRAConfig
 from trueline.records import TEXT, Message, Sample, Sampling
 from trueline.serve.engine import Engine
-from trueline.serve.request import Event
+from trueline.serve.native.decoder import refused
+from trueline.serve.native.library import Loaded, load
+from trueline.serve.request import Event, Options
+from trueline.serve.runner import Runner
 from trueline.tokens.tokenizer import Tokenizer
 
 Prompts = list[np.ndarray]
+
+
+@pytest.fixture(params=["native", "torch"], autouse=True)
+def native(request: pytest.FixtureRequest, model: Decoder, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Everything holds for the forward in C++ and for the one on torch."""
+    if request.param == "native":
+        if reason := load().reason:
+            pytest.skip(f"no native library: {reason}")
+        assert not refused(model)
+        return True
+    monkeypatch.setattr(runner_module, "load", lambda: Loaded(None, None, "this test wants torch"))
+    return False
 
 
 def training_logps(model: Decoder, sample: Sample, temperature: float) -> np.ndarray:
@@ -83,7 +102,7 @@ def test_company_changes_nothing(model: Decoder, prompts: Prompts) -> None:
     for i in everyone:
         alone.update(run(Engine(model, max_batch=1), [i]))
     for max_batch, order in ((3, everyone), (64, everyone), (4, everyone[::-1])):
-        together = run(Engine(model, max_batch=max_batch, prefill_tokens=20), order)
+        together = run(Engine(model, max_batch=max_batch, max_tokens_per_step=20), order)
         for i in everyone:
             for one, other in zip(alone[i], together[i], strict=True):
                 assert np.array_equal(one.ids, other.ids)
@@ -91,22 +110,114 @@ def test_company_changes_nothing(model: Decoder, prompts: Prompts) -> None:
 
 
 def test_logits_of_a_row_do_not_depend_on_the_batch(
-    model: Decoder, prompts: Prompts, monkeypatch: pytest.MonkeyPatch
+    model: Decoder, prompts: Prompts, native: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """In C++ not by one bit: alone, in a batch, in chunks of 7, from a cached prefix, in blocks of 4, after a preemption."""
     seen: list[torch.Tensor] = []
-    draw = engine_module.draw
+    draw = drawing_module.draw
 
     def spy(logits_BV: torch.Tensor, *rest: Any) -> Any:
         seen.append(logits_BV[:1].clone())
         return draw(logits_BV, *rest)
 
-    monkeypatch.setattr(engine_module, "draw", spy)
+    monkeypatch.setattr(drawing_module, "draw", spy)
     sampling = Sampling(max_new_tokens=10)
-    Engine(model).sample(prompts[3:4], sampling)
-    alone, seen = torch.cat(seen), []
-    Engine(model).sample([prompts[3], *prompts[:3]], sampling)  # the longest prompt runs in slot 0
-    together = torch.cat(seen)
-    assert len(alone) == 10 and (alone - together).abs().max() < 1e-5
+
+    def logits(engine: Engine, others: Prompts = []) -> torch.Tensor:  # noqa: B006 - not changed
+        seen.clear()
+        engine.sample([prompts[3], *others], sampling)  # the longest prompt is the first row
+        return torch.cat(seen[-10:] if not others else seen[:10])
+
+    alone = logits(Engine(model))
+    twice = Engine(model, max_tokens_per_step=64)
+    logits(twice)
+    compared = {
+        "in a batch": logits(Engine(model), prompts[:3]),
+        "in chunks": logits(Engine(model, max_batch=1, max_tokens_per_step=7)),
+        "small blocks": logits(Engine(model, block_size=4)),
+        "large blocks": logits(Engine(model, block_size=256)),
+        "cached prefix": logits(twice),
+    }
+    assert twice.statistics().hit_tokens >= len(prompts[3]) // 16 * 16 > 0
+    for name, other in compared.items():
+        apart = float((alone - other).abs().max())
+        assert apart == 0 if native else apart < 1e-5, name
+
+
+@pytest.mark.parametrize("swap_tokens", [0, 4096])
+def test_preemption_changes_nothing(model: Decoder, prompts: Prompts, swap_tokens: int) -> None:
+    """A cache too small for all: responses lose their blocks, and get the same tokens."""
+    sampling = Sampling(max_new_tokens=40, n=2, seed=3)
+    roomy = Engine(model).sample(prompts, sampling)
+    small = Engine(model, block_size=4, cache_tokens=160, swap_tokens=swap_tokens)
+    for ours, theirs in zip(small.sample(prompts, sampling), roomy, strict=True):
+        assert [s.ids.tolist() for s in ours] == [s.ids.tolist() for s in theirs]
+        assert max(np.abs(a.logps - b.logps).max() for a, b in zip(ours, theirs, strict=True)) < 1e-5
+    found = small.statistics()
+    assert found.preemptions > 0 and found.blocks_used == 0 and found.blocks_total <= 40
+
+
+def test_a_request_larger_than_the_cache_is_refused(model: Decoder) -> None:
+    engine = Engine(model, cache_tokens=64)
+    with pytest.raises(ValueError, match="give the engine a larger cache"):
+        engine.submit([1, 2, 3], Sampling(max_new_tokens=100))
+    assert not engine.busy
+
+
+def test_changed_weights_forget_what_was_computed(model: Decoder, prompts: Prompts) -> None:
+    """Changed in place and without a word, as an optimizer does it."""
+    model = copy.deepcopy(model)
+    engine, sampling = Engine(model), Sampling(max_new_tokens=6, temperature=0)
+    engine.sample(prompts[3:4], sampling)
+    asked = engine.statistics().hit_tokens
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(1.5)
+    (again,) = engine.sample(prompts[3:4], sampling)[0]
+    (fresh,) = Engine(model).sample(prompts[3:4], sampling)[0]
+    assert engine.statistics().hit_tokens == asked and again.ids.tolist() == fresh.ids.tolist()
+    assert np.abs(again.logps - fresh.logps).max() < 1e-6
+
+
+@pytest.mark.parametrize("limit", [2048, 5])
+def test_logps_of_the_prompt(model: Decoder, prompts: Prompts, limit: int) -> None:
+    engine = Engine(model, max_batch=4, max_tokens_per_step=limit)
+    engine.sample(prompts[3:4], Sampling(max_new_tokens=2))  # its prefix is known, and is computed again for its scores
+    engine.submit(prompts[3], Sampling(max_new_tokens=2, n=3), Options(prompt_logps=True, top_logps=4))
+    first, *events = drain(engine)
+    assert first.token is None and first.prompt is not None and all(e.prompt is None for e in events)
+    ids = torch.from_numpy(prompts[3]).long()
+    expected_PV = model.logits(ids).detach().log_softmax(1)
+    np.testing.assert_allclose(first.prompt.logps, expected_PV[:-1].gather(1, ids[1:, None])[:, 0], atol=1e-5)
+    assert len(first.prompt.tops) == len(ids) - 1
+    for row, top in zip(expected_PV, first.prompt.tops, strict=False):
+        assert [token for token, _ in top] == row.topk(4).indices.tolist()
+    for event in events:
+        assert len(event.top) == 4 and event.top[0][1] >= event.logp
+        assert dict(event.top).get(event.token, event.logp) == pytest.approx(event.logp, abs=1e-5)
+
+
+def test_adapters_answer_side_by_side(model: Decoder, prompts: Prompts) -> None:
+    """Each request gets what the model with its adapter alone would give, from one base."""
+    model = copy.deepcopy(model)
+    sampling = Sampling(max_new_tokens=8, temperature=0)
+    base = Engine(model).sample(prompts[:2], sampling)
+    for number, name in enumerate(("a", "b")):
+        attach(model, LoRAConfig(r=4), name, seed=number)
+        for wrapper in wrappers(model).values():
+            torch.nn.init.normal_(wrapper.lora_B[name], std=0.5)
+    alone = {"": base}
+    for name in ("a", "b"):
+        set_adapter(model, name)
+        alone[name] = Engine(model).sample(prompts[:2], sampling)
+    engine = Engine(model, adapters=("a", "b"))
+    owner = {
+        engine.submit(prompts[i], sampling, Options(adapter=name)): (name, i) for i in range(2) for name in ("", "a", "b")
+    }
+    found = {owner[e.request]: e.sample for e in drain(engine) if e.sample}
+    for (name, i), sample in found.items():
+        assert sample is not None and sample.ids.tolist() == alone[name][i][0].ids.tolist(), name
+    assert len({tuple(sample.ids.tolist()) for (_, i), sample in found.items() if i == 0 and sample}) == 3
 
 
 def test_seed_decides(model: Decoder, prompts: Prompts) -> None:
@@ -127,14 +238,10 @@ def test_a_prompt_is_computed_once_for_its_responses(
     model: Decoder, prompts: Prompts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sizes = []
-    forward = Decoder.forward
-    monkeypatch.setattr(
-        Decoder,
-        "forward",
-        lambda self, layout, *rest, **named: sizes.append(layout.num_tokens) or forward(self, layout, *rest, **named),
-    )
+    run = Runner.run
+    monkeypatch.setattr(Runner, "run", lambda self, chunks: sizes.append(sum(len(c.ids) for c in chunks)) or run(self, chunks))
     Engine(model).sample(prompts[:4], Sampling(max_new_tokens=3, n=4))
-    assert sizes[:3] == [sum(len(p) for p in prompts[:4]), 16, 16]  # what follows is the check against the training forward
+    assert sizes == [sum(len(p) for p in prompts[:4]), 16, 16]
 
 
 def test_more_responses_than_slots(model: Decoder, prompts: Prompts) -> None:
@@ -309,7 +416,7 @@ def test_bad_prompts(model: Decoder, prompt: Any, message: str) -> None:
 
 def test_stop_strings_end_and_cut_the_text(model: Decoder, tokenizer: Tokenizer) -> None:
     engine = Engine(model, tokenizer, stop_ids=())
-    sampling = Sampling(max_new_tokens=40, seed=5)
+    sampling = Sampling(max_new_tokens=80, seed=5)
     prompt = tokenizer.encode("Return the")
     full = engine.sample([prompt], sampling)[0][0]
     text = tokenizer.decode(full.ids)

@@ -1,16 +1,16 @@
-"""The engine: prompts in, responses out, many at a time.
+"""The engine: prompts in, responses out, many at a time, over a paged cache.
 
-    submit(ids, sampling) -> request id
-    step() -> events            schedule (who, in which slot) -> run (one forward) -> commit (draw, stop, free)
-    cancel(request id), load(weights, version)
+    submit(ids, sampling, options) -> request id
+    step() -> events            schedule (who computes how many tokens) -> run (one forward) -> commit (draw, stop, share, free)
+    cancel(request id), load(weights, version), statistics()
     sample(prompts, sampling)   the Sampler of trueline.protocols: submit all, step until done
     agreement                   how far the first samples of these weights are from the training forward (check)
     generate(texts)             the same from text to text
 
-The key-value cache is contiguous, slots x length; it grows to what the requests need. A prompt is computed once and its keys
-and values are copied to its n responses. What a response draws depends on its request alone (`noise`), so neither batch size nor
-neighbours change it. Log-probs equal the training forward's to 1e-5.
-Legend: B running responses, V vocabulary. Left out: paging, HTTP, threads (one thread owns an engine).
+What a response draws depends on its request alone (`noise`), so neither batch size nor neighbours, chunks, preemption or shared
+blocks change it; in C++ not one bit of its logits depends on them. Log-probs equal the training forward's to 1e-5.
+Legend: B lines (places where a token is drawn), N wanted rows of logits, V vocabulary. Left out: HTTP, threads (one thread owns
+an engine); who runs (scheduler), which block is whose (blocks), the forward (runner), a token of a row (sampling).
 """
 
 from __future__ import annotations
@@ -22,86 +22,122 @@ from contextlib import contextmanager
 from dataclasses import replace
 from hashlib import blake2b
 from itertools import count
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from trueline.models.cache import BLOCK_SIZE, Cache
+from trueline.models.cache import BLOCK_SIZE
 from trueline.models.decoder import Decoder
-from trueline.models.layout import Layout
 from trueline.records import TEXT, Message, Messages, Sample, Sampling
+from trueline.serve.blocks import Blocks
 from trueline.serve.check import WARNING, Agreement, compare
-from trueline.serve.noise import noise_key, uniforms
-from trueline.serve.request import Event, Request, Running, check_prompt, check_sampling
-from trueline.serve.sampling import Knobs, draw
-from trueline.serve.scheduler import Plan, Scheduler
+from trueline.serve.drawing import Drawer, Drawn, Line
+from trueline.serve.native.decoder import Chunk
+from trueline.serve.noise import noise_key
+from trueline.serve.penalties import Tally
+from trueline.serve.request import (
+    Event,
+    Options,
+    PromptScores,
+    Request,
+    Running,
+    Statistics,
+    check_prompt,
+    check_sampling,
+)
+from trueline.serve.runner import Runner
+from trueline.serve.sampling import top_logps
+from trueline.serve.schedule import Scheduler
 from trueline.serve.stops import cut, hits_stop
 
 if TYPE_CHECKING:
     from trueline.tokens.tokenizer import Tokenizer
 
 
+class Turn(NamedTuple):
+    """What one response does in a step."""
+
+    running: Running
+    tokens: int
+    """How many are computed, drafts included."""
+    wanted: int
+    """Rows of logits that it gets, of its last tokens."""
+    draws: bool
+
+
 class Engine:
     """Draws responses from a Decoder with continuous batching."""
 
     def __init__(
-        self,
-        model: Decoder,
-        tokenizer: Tokenizer | None = None,
-        max_batch: int = 64,
-        *,
-        prefill_tokens: int = 4096,
-        stop_ids: Sequence[int] | None = None,
-        version: str = "",
+        self, model: Decoder, tokenizer: Tokenizer | None = None, max_batch: int = 64, *,
+        max_tokens_per_step: int = 2048, block_size: int = BLOCK_SIZE, cache_tokens: int | None = None,
+        cache_dtype: torch.dtype | None = None, swap_tokens: int = 0, max_waiting: int | None = None,
+        adapters: Sequence[str] = (), native: bool = True, stop_ids: Sequence[int] | None = None, version: str = "",
         progress: Callable[[int], object] | None = None,
-    ) -> None:
-        """`stop_ids` end a response whose Sampling names none: by default the tokenizer's, else the config's end tokens.
-        `progress` is told by `sample` how many of its responses have ended."""
-        if max_batch < 1 or prefill_tokens < 1:
-            raise ValueError(f"max_batch and prefill_tokens must be at least 1, got {max_batch} and {prefill_tokens}")
+    ) -> None:  # fmt: skip
+        """`max_batch` responses run at once, and a step computes at most `max_tokens_per_step` tokens. The cache grows with
+        what is asked for, up to `cache_tokens` tokens; then responses are preempted, and up to `swap_tokens` of theirs are
+        kept on the host. `cache_dtype` torch.int8 stores keys and values in 8 bits. `adapters` on the model that requests may
+        name; without them the model is used as it is. `native=False` computes on torch even where C++ could. `stop_ids` end a
+        response whose Sampling names none: by default the tokenizer's, else the config's end tokens. `progress` is told by
+        `sample` how many of its responses have ended."""
+        least = min(max_batch, max_tokens_per_step, block_size)
+        if least < 1:
+            raise ValueError(
+                f"max_batch, max_tokens_per_step and block_size must be at least 1, got {max_batch}, {max_tokens_per_step} and {block_size}"
+            )
         if tokenizer is not None:
             model.config.refuse_tokenizer(tokenizer.vocab_size)
         self.model, self.tokenizer, self.version = model, tokenizer, version or model.source
         self._stop_ids = _end_tokens(model, tokenizer) if stop_ids is None else frozenset(stop_ids)
         self._hidden = frozenset() if tokenizer is None else frozenset(tokenizer.control.values())
-        self._scheduler = Scheduler(max_batch, prefill_tokens)
-        self._cache: Cache | None = None
-        self._slot_blocks = 0
-        self._knobs: Knobs | None = None
+        self._adapters = tuple(adapters)
+        self._runner = Runner(model, block_size, cache_dtype, tuple(adapters), native)
+        self._limit = None if cache_tokens is None else cache_tokens // block_size
+        self._blocks = Blocks(0, block_size)
+        self._scheduler = Scheduler(
+            self._blocks, max_batch=max_batch, max_tokens_per_step=max(max_tokens_per_step, max_batch), max_waiting=max_waiting,
+            swap_blocks=swap_tokens // block_size,
+        )  # fmt: skip
+        self._drawer = Drawer()
         self._ids = count()
         self._ended: list[Event] = []
+        self._open, self._longest = 0, 0
+        """Responses that have not ended, and the blocks of the longest there was."""
         self._progress = progress
         self.agreement: Agreement | None = None
         """Of the first `sample` from this model, once even if it is in training; None before."""
 
     # -- the door ----------------------------------------------------------------------------------------------------
 
-    def submit(self, ids: Sequence[int] | np.ndarray, sampling: Sampling) -> int:
+    def submit(self, ids: Sequence[int] | np.ndarray, sampling: Sampling, options: Options = Options()) -> int:  # noqa: B008
         """Queues a prompt; its responses arrive as events of `step`."""
         check_sampling(sampling, self.model.config.vocab_size, self.tokenizer is not None)
-        return self._queue(ids, sampling, 0, "the prompt")
+        return self._queue(ids, sampling, options, 0, "the prompt")
 
     def step(self) -> list[Event]:
         """One forward for everybody who can go on, and the tokens it gave. Empty when nothing is left to do."""
         events, self._ended = self._ended, []
         plan = self._scheduler.schedule()
-        if plan.starts:
-            with _sampling_mode(self.model):
-                return events + self._prefill(plan)
-        if plan.batch:
-            with _sampling_mode(self.model):
-                return events + self._decode(plan)
-        return events
+        if not plan.chunks:
+            return events
+        with _sampling_mode(self.model):
+            self._runner.use(plan.adapter)
+            self._runner.move(plan.swap_out, plan.copies, plan.swap_in)
+            turns = [_turn(running, tokens) for running, tokens in plan.chunks]
+            logits_NV = self._runner.run([_chunk(turn) for turn in turns])
+            return events + self._commit(turns, logits_NV)
 
     def cancel(self, request: int) -> bool:
         """Ends a request. What it drew so far comes with the next step's events, marked "cancelled". False: not running."""
         dropped, stopped = self._scheduler.cancel(request)
         unborn = [Running(part, response, 0) for part in dropped for response in part.responses]
-        for running in [*(r for _, r in stopped), *unborn]:
+        unborn += [Running(r.request, response, 0) for r in stopped for response in r.siblings]
+        for running in (*stopped, *unborn):
             self._ended.append(Event(request, running.response, None, 0.0, self._sample(running, "cancelled")))
-        self._knobs = None
+        self._open -= len(stopped) + len(unborn)
         return bool(dropped or stopped)
 
     @property
@@ -115,11 +151,18 @@ class Engine:
             raise ValueError(
                 "requests are running on the old weights: finish them with step() or cancel() them, then load"
             )
-        if weights.config != self.model.config or weights.device != self.model.device:
-            self._cache = None
         if weights is not self.model:
             self.agreement = None
+            self._runner.replace(weights)
         self.model, self.version = weights, version
+
+    def statistics(self) -> Statistics:
+        """Counts, now."""
+        blocks, scheduler = self._blocks, self._scheduler
+        return Statistics(
+            scheduler.waiting, len(scheduler.running), blocks.used, blocks.num_blocks, blocks.hit_tokens, blocks.asked_tokens,
+            scheduler.preemptions,
+        )  # fmt: skip
 
     # -- in one call -------------------------------------------------------------------------------------------------
 
@@ -139,7 +182,7 @@ class Engine:
             seen[prompt.tobytes()] += 1
         # longest first: neighbours in the batch are of similar length, and the cache has its final size at once
         order = sorted(range(len(checked)), key=lambda number: -len(checked[number]))
-        number_of = {self._queue(checked[i], sampling, repeats[i], f"prompt {i}"): i for i in order}
+        number_of = {self._queue(checked[i], sampling, Options(), repeats[i], f"prompt {i}"): i for i in order}
         found: list[list[Sample | None]] = [[None] * sampling.n for _ in checked]
         ended = 0
         try:
@@ -185,107 +228,74 @@ class Engine:
         text = self.tokenizer.decode(sample.ids.tolist())
         return cut(text, stop) if stop and sample.finish_reason == "stop" else text
 
-    # -- run ---------------------------------------------------------------------------------------------------------
-
-    def _prefill(self, plan: Plan) -> list[Event]:
-        """One forward over several prompts; the first token of all their responses."""
-        starts = plan.starts
-        cache = self._roomy(
-            1 + max(max(start.slots) for start in starts),
-            max(len(start.request.ids) + start.request.limit for start in starts),
-        )
-        device = self.model.device
-        layout = Layout.cached(
-            [start.request.ids for start in starts],
-            [self._table(start.slots[0]) for start in starts],
-            [0] * len(starts),
-            device=device,
-        )
-        hidden_SD = self.model(layout, cache, layout.last_S)
-        placed: list[tuple[int, Running]] = []
-        for start in starts:
-            request = start.request
-            if len(start.slots) > 1:
-                self._copy(start.slots[0], start.slots[1:], len(request.ids))
-            for slot, response in zip(start.slots, request.responses, strict=True):
-                key = noise_key(request.sampling.seed, request.ids, request.repeat, response)
-                running = Running(request, response, key)
-                self._scheduler.place(slot, running)
-                placed.append((slot, running))
-        owner_B = torch.tensor([number for number, start in enumerate(starts) for _ in start.slots], device=device)
-        logits_BV = self._head(hidden_SD)[owner_B]
-        knobs = Knobs.of([running.request.sampling for _, running in placed], logits_BV.shape[1], device)
-        self._knobs = None
-        return self._commit(placed, logits_BV, knobs)
-
-    def _decode(self, plan: Plan) -> list[Event]:
-        """One forward with one token for everybody."""
-        cache = self._cache
-        assert cache is not None
-        for move in plan.moves:
-            self._copy(move.source, [move.target], move.length)
-        batch = [(slot, running) for slot, running in enumerate(self._scheduler.slots) if running is not None]
-        assert len(batch) == plan.batch
-        device = self.model.device
-        newest = [np.array(running.ids[-1:]) for _, running in batch]
-        tables = [self._table(slot) for slot in range(plan.batch)]
-        layout = Layout.cached(newest, tables, [running.cached for _, running in batch], device=device)
-        logits_BV = self._head(self.model(layout, cache))
-        if plan.moves or self._knobs is None:
-            self._knobs = Knobs.of([running.request.sampling for _, running in batch], logits_BV.shape[1], device)
-        return self._commit(batch, logits_BV, self._knobs)
-
-    def _head(self, hidden_BD: Tensor) -> Tensor:
-        return self.model.head(hidden_BD).float()
-
-    def _roomy(self, slots: int, length: int) -> Cache:
-        """The cache, grown when `slots` or `length` exceed it. What it holds is kept."""
-        old, blocks = self._cache, self._slot_blocks
-        old_slots = 0 if old is None else old.num_blocks // blocks
-        if old is not None and slots <= old_slots and length <= blocks * BLOCK_SIZE:
-            return old
-        slots, length = max(slots, old_slots), max(length, blocks * BLOCK_SIZE)
-        # doubling keeps the number of copies small; the last step stays within what can ever be needed
-        slots = min(self._scheduler.max_batch, 1 << (slots - 1).bit_length())
-        length = min(self.model.config.max_length, -(-length // 64) * 64)
-        self._slot_blocks = -(-length // BLOCK_SIZE)
-        new = self.model.new_cache(slots * self._slot_blocks)
-        if old is not None and any(running is not None for running in self._scheduler.slots):
-            new.copy([(slot * blocks + i, slot * self._slot_blocks + i) for slot in range(old_slots) for i in range(blocks)], old)
-        self._cache = new
-        return new
-
-    def _table(self, slot: int) -> range:
-        return range(slot * self._slot_blocks, (slot + 1) * self._slot_blocks)
-
-    def _copy(self, source: int, targets: Sequence[int], length: int) -> None:
-        assert self._cache is not None
-        count = -(-length // BLOCK_SIZE)
-        self._cache.copy([(self._table(source)[i], self._table(target)[i]) for target in targets for i in range(count)])
-
     # -- commit ------------------------------------------------------------------------------------------------------
 
-    def _commit(self, batch: list[tuple[int, Running]], logits_BV: Tensor, knobs: Knobs) -> list[Event]:
-        """Draws a token for everybody, ends those who are done, and frees their slots."""
-        keys_B = np.array([running.key for _, running in batch], dtype=np.uint64)
-        steps_B = np.array([len(running.ids) for _, running in batch])
-        ids_B, logps_B = draw(logits_BV, knobs, uniforms(keys_B, steps_B))
-        if not np.isfinite(logps_B).all():
+    def _commit(self, turns: Sequence[Turn], logits_NV: Tensor) -> list[Event]:
+        """Draws a token at every place that is ready for one, shares finished prompts, and ends those who are done."""
+        events: list[Event] = []
+        drawing: list[tuple[Running, list[Line]]] = []
+        offset = 0
+        for turn in turns:
+            running, rows = turn.running, range(offset, offset + turn.wanted)
+            offset += turn.wanted
+            if running.scores_prompt:
+                events.extend(_score_prompt(turn, logits_NV[rows.start : rows.stop]))
+            if not turn.draws:
+                self._scheduler.computed(running, turn.tokens)
+                continue
+            first = rows.stop - 1 - len(running.draft)
+            self._begin(running)
+            lines = [Line(running, len(running.ids) + i, first + i) for i in range(len(running.draft) + 1)]
+            drawing.append((running, lines))
+            if running.siblings:
+                self._scheduler.computed(running, turn.tokens)
+                drawing.extend((fork, [Line(fork, 0, first)]) for fork in self._forks(running))
+        if not drawing:
+            return events
+        drawn = self._drawer.draw([line for _, lines in drawing for line in lines], logits_NV)
+        if not np.isfinite(drawn.logps).all():
             raise ValueError(
                 f"the model {self.version} gives NaN or infinite logits: its weights are broken, load others"
             )
-        events = []
-        for (slot, running), token, logp in zip(batch, ids_B.tolist(), logps_B.tolist(), strict=True):
-            running.ids.append(token)
-            running.logps.append(logp)
-            reason = self._ending(running, token)
-            sample = None
-            if reason is not None:
-                self._scheduler.free(slot)
-                self._knobs = None
-                sample = self._sample(running, reason)
-            events.append(Event(running.request.id, running.response, token, logp, sample))
+        at = 0
+        for running, lines in drawing:
+            events.extend(self._take(running, drawn, at))
+            at += len(lines)
         return events
+
+    def _take(self, running: Running, drawn: Drawn, at: int) -> Iterator[Event]:
+        """The tokens of one response, from line `at` on: the drafts that the draws confirm, and one more."""
+        draft, before, reason = running.draft, running.length, None
+        for place in range(len(draft) + 1):
+            token, logp = drawn.tokens[at + place], drawn.logps[at + place]
+            running.accept(token, logp)
+            reason = self._ending(running, token)
+            sample = None if reason is None else self._sample(running, reason)
+            yield Event(running.request.id, running.response, token, logp, sample, drawn.tops[at + place])
+            if reason is not None or place == len(draft) or token != draft[place]:
+                break
+        confirmed = running.length - before - 1
+        if running.computed < before + confirmed:  # a prompt that was shared has been counted already
+            self._scheduler.computed(running, before + confirmed - running.computed)
+        running.draft = []
+        if reason is not None:
+            self._open -= 1
+            self._scheduler.finish(running)
+
+    def _forks(self, running: Running) -> list[Running]:
+        """The other responses of a prompt that is computed."""
+        request, siblings = running.request, running.siblings
+        forks = []
+        for response in siblings:
+            key = noise_key(request.sampling.seed, request.ids, request.repeat, response)
+            forks.append(self._scheduler.fork(running, response, key))
+            self._begin(forks[-1])
+        return forks
+
+    def _begin(self, running: Running) -> None:
+        """Before its first token."""
+        if not running.ids:
+            running.tally = Tally.of(running.request.sampling, running.request.ids)
 
     def _ending(self, running: Running, token: int) -> str | None:
         request = running.request
@@ -316,8 +326,12 @@ class Engine:
         config = self.model.config
         return check_prompt(ids, config.vocab_size, config.max_length, name)
 
-    def _queue(self, ids: Sequence[int] | np.ndarray, sampling: Sampling, repeat: int, name: str) -> int:
+    def _queue(
+        self, ids: Sequence[int] | np.ndarray, sampling: Sampling, options: Options, repeat: int, name: str
+    ) -> int:
         prompt = self._checked(ids, name)
+        if not self._scheduler.busy and self._runner.changed():
+            self._scheduler.reset()
         number = next(self._ids)
         whole = Request(
             id=number,
@@ -327,11 +341,56 @@ class Engine:
             limit=min(sampling.max_new_tokens, self.model.config.max_length - len(prompt)),
             stop_ids=frozenset(sampling.stop_ids) or self._stop_ids,
             repeat=repeat,
+            options=options,
         )
-        size = self._scheduler.max_batch  # more responses than slots: the prompt is computed once per part
+        self._reserve(whole)
+        size = self._scheduler.max_batch  # more responses than fit: the prompt is shared through the cache
         for first in range(0, sampling.n, size):
             self._scheduler.add(replace(whole, responses=whole.responses[first : first + size]))
+        self._open += sampling.n
         return number
+
+    def _reserve(self, request: Request) -> None:
+        """Grows the cache, so that as many responses as may run at once fit, each as long as the longest that was asked for."""
+        self._longest = max(self._longest, self._blocks.needed(len(request.ids) + request.limit))
+        at_once = min(self._open + len(request.responses), self._scheduler.max_batch)
+        wanted = at_once * (self._longest + 1)  # the scheduler wants a block in reserve for each
+        if self._limit is not None:
+            wanted = min(wanted, self._limit)
+        if wanted > self._blocks.num_blocks:
+            wanted = min(self._limit or wanted, max(wanted, self._blocks.num_blocks * 3 // 2))  # few copies, little too much
+            self._blocks.grow(wanted)
+            self._runner.grow(wanted)
+
+
+def _turn(running: Running, tokens: int) -> Turn:
+    """What a response does with so many tokens: it draws when they reach its end."""
+    draws = running.computed + tokens == running.length + len(running.draft)
+    wanted = tokens if running.scores_prompt else draws * (1 + len(running.draft))
+    return Turn(running, tokens, wanted, draws)
+
+
+def _chunk(turn: Turn) -> Chunk:
+    running, start = turn.running, turn.running.computed
+    return Chunk(running.tokens(start, start + turn.tokens), running.table, start, turn.wanted)
+
+
+def _score_prompt(turn: Turn, logits_CV: Tensor) -> list[Event]:
+    """Notes what the C rows of a chunk say of the prompt's next tokens; the event, once all are known."""
+    running, request = turn.running, turn.running.request
+    start, count = running.computed, request.options.top_logps
+    if start == 0:  # perhaps anew, after a preemption
+        running.prompt_logps, running.prompt_tops = [], []
+    next_ids = torch.from_numpy(request.ids[start + 1 : start + 1 + turn.tokens].astype(np.int64)).to(logits_CV.device)
+    if len(next_ids):
+        logps_CV = logits_CV[: len(next_ids)].log_softmax(1)
+        running.prompt_logps.extend(logps_CV.gather(1, next_ids[:, None])[:, 0].tolist())
+        if count:
+            running.prompt_tops.extend(top_logps(logits_CV[: len(next_ids)], [1.0] * len(next_ids), [count] * len(next_ids)))
+    if start + turn.tokens < len(request.ids):
+        return []
+    scores = PromptScores(np.array(running.prompt_logps, np.float32), tuple(running.prompt_tops))
+    return [Event(request.id, running.response, None, 0.0, None, (), scores)]
 
 
 @contextmanager

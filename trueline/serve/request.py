@@ -15,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from trueline.records import Sample, Sampling
+from trueline.serve.penalties import Tally
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,10 @@ class Request:
     options: Options = Options()
 
 
+TopLogps = tuple[tuple[int, float], ...]
+"""(token id, log-prob) of the likeliest tokens of one place, likeliest first."""
+
+
 @dataclass(eq=False)
 class Running:
     """One response in the making."""
@@ -88,6 +93,11 @@ class Running:
     """Tokens that may follow `ids`: the next step tries them."""
     siblings: tuple[int, ...] = ()
     """Responses that will share the prompt's blocks once it is computed."""
+    tally: Tally | None = None
+    """Penalties and biases, where the request has any."""
+    prompt_logps: list[float] = field(default_factory=list)
+    """Of the prompt's tokens that are computed, where they were asked for."""
+    prompt_tops: list[TopLogps] = field(default_factory=list)
 
     @property
     def length(self) -> int:
@@ -95,13 +105,25 @@ class Running:
         return len(self.request.ids) + len(self.ids)
 
     @property
-    def cached(self) -> int:
-        """Tokens in the cache: prompt and response but for the newest token, which the next step feeds in."""
-        return self.length - 1
+    def scores_prompt(self) -> bool:
+        """Whether the log-probs of its prompt's tokens are still to be told."""
+        return self.request.options.prompt_logps and not self.ids and self.request.responses[0] == 0
 
+    def tokens(self, start: int, stop: int) -> list[int]:
+        """Some of prompt, response and draft."""
+        prompt = self.request.ids
+        if start >= len(prompt):
+            drawn = self.ids[start - len(prompt) : stop - len(prompt)]
+        else:
+            drawn = [*prompt[start:stop].tolist(), *self.ids[: max(0, stop - len(prompt))]]
+        return drawn + self.draft[max(0, start - self.length) : max(0, stop - self.length)]
 
-TopLogps = tuple[tuple[int, float], ...]
-"""(token id, log-prob) of the likeliest tokens of one place, likeliest first."""
+    def accept(self, token: int, logp: float) -> None:
+        """It holds one more token."""
+        self.ids.append(token)
+        self.logps.append(logp)
+        if self.tally is not None:
+            self.tally.accept(token)
 
 
 class PromptScores(NamedTuple):
@@ -124,6 +146,22 @@ class Event(NamedTuple):
     top: TopLogps = ()
     prompt: PromptScores | None = None
     """Sent alone (token None, sample None) before the first token, where it was asked for."""
+
+
+class Statistics(NamedTuple):
+    """What an engine holds at the moment, and what it did since it was made."""
+
+    waiting: int
+    """Requests that have not started."""
+    running: int
+    """Responses in the making."""
+    blocks_used: int
+    """Blocks that responses hold."""
+    blocks_total: int
+    hit_tokens: int
+    """Prompt tokens found in the cache, of `asked_tokens`."""
+    asked_tokens: int
+    preemptions: int
 
 
 def check_sampling(sampling: Sampling, vocab_size: int, has_tokenizer: bool) -> None:

@@ -116,7 +116,7 @@ class Scheduler:
         """A response has ended; its blocks are free."""
         group = self._group[running]
         self._drop(running, group)
-        if not group.request.options.beams:
+        if not group.beams:
             group.slots -= 1
             self._slots -= 1
         if not group.active and not group.pending:
@@ -157,10 +157,11 @@ class Scheduler:
             self._preempt(self._groups[-1], plan)
         for adapter in self._adapters():
             plan.adapter = adapter
-            left = self.max_tokens - self._decode(plan)
+            behind = self._decode(plan)
+            left = self.max_tokens - sum(count for _, count in plan.chunks)
             calm = preemptions == self.preemptions  # nobody enters while others have to leave
-            left = self._prefill(plan, left, calm)
-            if calm:
+            left = self._prefill(plan, behind, left, calm)
+            if calm and left > 0 and self._waiting:
                 self._admit(plan, left)
             if plan.chunks or plan.swap_in:
                 self._steps += 1
@@ -183,46 +184,50 @@ class Scheduler:
 
     def _adapters(self) -> list[str]:
         """Those with something to do, longest unserved first."""
-        names = {group.request.options.adapter for group in self._groups}
+        names = {group.adapter for group in self._groups}
         first = self._waiting.first()
         if first is not None:
-            names.add(first.request.options.adapter)
+            names.add(first.adapter)
         if len(names) > 1:
             self._turns = {name: self._turns.get(name, 0) for name in names}
             return sorted(names, key=lambda name: (self._turns[name], name))
         return list(names)
 
-    def _decode(self, plan: Plan) -> int:
-        """Plans the responses that lack one token, with their drafts. Returns the tokens planned."""
-        blocks, chunks, adapter = self.blocks, plan.chunks, plan.adapter
-        size, references = blocks.block_size, blocks.references
+    def _decode(self, plan: Plan) -> list[Group]:
+        """Plans the responses that lack one token, with their drafts. Returns the groups in which others lack more."""
+        blocks, adapter, behind = self.blocks, plan.adapter, list[Group]()
+        size, references, available = blocks.block_size, blocks.references, blocks.available
         drafts = (self.max_tokens - self._slots) // 2  # the other half is for prompts
-        planned = 0
-        roomy = blocks.available >= self._slots
-        if blocks.available < 2 * self._slots + drafts // size:
+        if available < 2 * self._slots + drafts // size:
             drafts = 0
+        roomy = available >= self._slots
         for group in list(self._groups):
-            if group.request.options.adapter != adapter or (group.request.options.beams and not _level(group)):
+            if group.adapter != adapter:
                 continue
+            if group.pending or (group.beams and not _level(group)):
+                behind.append(group)
+                if group.beams:
+                    continue
             if not roomy and not self._make_room(group, plan):
                 continue
+            prompt = len(group.request.ids)
             for running in group.active:
-                computed = running.computed
-                if running.length - computed != 1:
+                computed, table = running.computed, running.table
+                missing = prompt + len(running.ids) - computed
+                if missing != 1:
+                    if missing and (not behind or behind[-1] is not group):
+                        behind.append(group)
                     continue
-                count = 1
                 if running.draft:
                     drafts -= self._cut(running, drafts)
-                    count += len(running.draft)
-                table = running.table
+                    missing += len(running.draft)
                 index = computed // size
                 if index < len(table) and references[table[index]] > 1:
                     plan.copies.append(blocks.own(table, index))
-                while len(table) * size < computed + count:
+                while len(table) * size < computed + missing:
                     table.append(blocks.take())
-                chunks.append((running, count))
-                planned += count
-        return planned
+                plan.chunks.append((running, missing))
+        return behind
 
     def _cut(self, running: Running, most: int) -> int:
         """Shortens a draft to what the step and the response's limit allow; returns its length."""
@@ -251,15 +256,14 @@ class Scheduler:
             if last is group:
                 return False
 
-    def _prefill(self, plan: Plan, left: int, calm: bool) -> int:
+    def _prefill(self, plan: Plan, behind: list[Group], left: int, calm: bool) -> int:
         """Goes on with prompts that have begun and with responses that were preempted. Returns the tokens that are left."""
-        for group in self._groups:
-            if group.request.options.adapter == plan.adapter:
-                for running in group.active:
-                    if running.length - running.computed > 1:
-                        left = self._chunk(plan, group, running, left)
-                if calm:
-                    left = self._rejoin(plan, group, left)
+        for group in behind:
+            for running in group.active:  # none when it was preempted meanwhile
+                if running.length - running.computed > 1:
+                    left = self._chunk(plan, group, running, left)
+            if calm:
+                left = self._rejoin(plan, group, left)
         return left
 
     def _rejoin(self, plan: Plan, group: Group, left: int) -> int:
@@ -275,7 +279,7 @@ class Scheduler:
 
     def _behind(self, group: Group) -> bool:
         """Whether the prompt, or for beams any token, is still being computed."""
-        if group.request.options.beams:
+        if group.beams:
             return any(running.length - running.computed > 1 for running in group.active)
         prompt = len(group.request.ids) // self.blocks.block_size * self.blocks.block_size
         return any(running.computed < prompt for running in group.active)
@@ -284,7 +288,7 @@ class Scheduler:
         """Starts those who wait, strictly in their order, and those who were preempted before them."""
         while left > 0 and not any(group.pending for group in self._groups):
             group = self._waiting.first()
-            if group is None or group.request.options.adapter != plan.adapter:
+            if group is None or group.adapter != plan.adapter:
                 return
             slots = self._slots + group.slots
             if slots > self.max_batch or not self._enter(group.pending[0], group, plan, slots):
@@ -305,7 +309,7 @@ class Scheduler:
         """Plans the next tokens of a response; its blocks are there. Returns the tokens that are left."""
         running.draft = []  # nothing is tried before the tokens that are known
         missing = running.length - running.computed
-        if group.request.options.beams and len(group.active) + len(group.pending) > 1:
+        if group.beams and len(group.active) + len(group.pending) > 1:
             missing -= 1  # beams take their last tokens together
         count = min(missing, left)
         if count > 0:

@@ -36,6 +36,12 @@ class Group:
     pending: list[Running] = field(default_factory=list)
     """Responses that were preempted and have no blocks (yet)."""
 
+    adapter: str = field(init=False)
+    beams: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.adapter, self.beams = self.request.options.adapter, self.request.options.beams  # asked in every step
+
     @property
     def rank(self) -> tuple[int, int]:
         """Running groups are served in this order, and preempted from its end."""
