@@ -1,19 +1,14 @@
-// y[t, n] = sum_k x[t, k] w[n, k] + bias[n], for weights that lie in memory as torch keeps them: [N, K], row by row.
+// What the engine's C++ shares: weights as they lie in memory, their products, and vectors of LANES numbers.
 //
-//     few rows of x    tile over n, every weight is read once, straight from memory      (a step of decoding)
-//     many rows of x   panels of w that stay in the second cache x blocks of x that stay in the first    (a prompt)
+// Weights are read where torch keeps them, [N, K] row by row, in one of the kinds below. The sum of one output runs in LANES
+// strands along k, which are added in a fixed tree at the end: it does not depend on how many rows x has, on the place of a
+// row, on the tile, or on which thread it falls to. A response is the same whatever it is batched with, bit for bit.
 //
-// Nothing is packed beforehand, so weights in training are read as they are. The sum of one output runs in LANES strands
-// along k, which are added in a fixed tree at the end: it does not depend on how many rows x has, on the place of a row,
-// on the tile, or on which thread it falls to. A response is the same whatever it is batched with, bit for bit.
-//
-// Legend: T rows of x, N outputs, K inputs, TR x NR outputs of a register tile.
-// Left out: packed copies of the weights (faster by a little for many rows, stale after every step of training).
+// Left out: packed copies of the weights (stale after every step of training); products of bfloat16 with bfloat16, which
+// would round x for many rows and not for one.
 #pragma once
 
-#include <algorithm>
 #include <cstdint>
-#include <cstdlib>
 #include <cstring>
 
 #if defined(__AVX2__) || defined(__AVX512F__)
@@ -31,25 +26,19 @@ struct Weight {
     int32_t kind, group;
 };
 
+// One thread's share n0..n1 of the outputs: y[t, n] (+)= sum_k x[t, k] w[n, k] + bias[n]. Rows of x are ldx floats apart,
+// rows of y ldy. Shares may be cut anywhere: an output's bits do not depend on it.
+void product(const Weight& w, const float* x, int64_t ldx, int64_t T, float* y, int64_t ldy, int64_t n0, int64_t n1, bool add);
+
 namespace products {
 
 #if defined(__AVX512F__)
 constexpr int LANES = 16;
-constexpr int NARROW[] = {0, 12, 10, 7, 6};  // outputs of a tile for 1, 2, 3, 4 rows of x: as many as the registers hold
-constexpr int WIDE = 6;
 #elif defined(__AVX2__)
 constexpr int LANES = 8;
-constexpr int NARROW[] = {0, 8, 6, 4, 3};
-constexpr int WIDE = 3;
 #else
 constexpr int LANES = 4;
-constexpr int NARROW[] = {0, 8, 6, 4, 3};
-constexpr int WIDE = 3;
 #endif
-constexpr int ROWS = 4;                       // rows of x in a tile at most
-constexpr int BLOCK = 8;                      // rows of x that are worked on together: they stay in the first cache
-constexpr int64_t DEPTH = 512;                // inputs of such a block
-constexpr int64_t PANEL_FLOATS = 1 << 16;     // 256 KiB of weights stay in the second cache
 
 typedef float Lanes __attribute__((vector_size(LANES * 4)));
 typedef uint32_t Bits __attribute__((vector_size(LANES * 4)));
@@ -68,16 +57,34 @@ inline Lanes fma(Lanes a, Lanes b, Lanes c) {
 #endif
 }
 
+// Keeps a value in its register: the compiler would rather load it again for every use, and loads are what there is too few of.
+inline void keep(Lanes& v) {
+#if defined(__AVX512F__)
+    asm("" : "+v"(v));
+#elif defined(__x86_64__)
+    asm("" : "+x"(v));
+#else
+    (void)v;
+#endif
+}
+
 inline Lanes load(const float* p) {
     Lanes v;
     std::memcpy(&v, p, sizeof v);
     return v;
 }
 
+// 16-bit numbers to 32 bits.
 inline Bits widen(const void* p) {
+#if defined(__AVX512F__)
+    return (Bits)_mm512_cvtepu16_epi32(_mm256_loadu_si256(static_cast<const __m256i*>(p)));
+#elif defined(__AVX2__)
+    return (Bits)_mm256_cvtepu16_epi32(_mm_loadu_si128(static_cast<const __m128i*>(p)));
+#else
     Halves h;
     std::memcpy(&h, p, sizeof h);
     return __builtin_convertvector(h, Bits);
+#endif
 }
 
 inline Lanes load(const bfloat16* p) { return (Lanes)(widen(p) << 16); }
@@ -128,149 +135,6 @@ inline float sum(Lanes v) {
 #endif
 }
 
-// Where outputs go.
-struct Target {
-    float* y;
-    int64_t ld;
-    const float* bias;
-    bool add;
-    void put(int64_t t, int64_t n, Lanes strands) const {
-        float value = sum(strands);
-        if (bias) value += bias[n];
-        float& place = y[t * ld + n];
-        place = add ? place + value : value;
-    }
-};
-
-// Inputs from..to of TR x NR outputs. Strands go on from `kept` and return there, until the last inputs give outputs.
-template <int TR, int NR, class E>
-inline void tile(const float* x, int64_t ldx, const E* w, int64_t ldw, int64_t from, int64_t to, bool last, Lanes* kept,
-                 const Target& target, int64_t t, int64_t n) {
-    Lanes strands[TR][NR] = {};
-    if (from > 0)
-        for (int i = 0; i < TR; ++i)
-            for (int j = 0; j < NR; ++j) strands[i][j] = kept[i * NR + j];
-    int64_t k = from;
-    for (; k + LANES <= to; k += LANES) {
-        Lanes ws[NR];
-#pragma GCC unroll 16
-        for (int j = 0; j < NR; ++j) ws[j] = load(w + j * ldw + k);
-#pragma GCC unroll 16
-        for (int i = 0; i < TR; ++i) {
-            const Lanes xs = load(x + i * ldx + k);
-#pragma GCC unroll 16
-            for (int j = 0; j < NR; ++j) strands[i][j] = fma(xs, ws[j], strands[i][j]);
-        }
-    }
-    if (k < to) {
-        Lanes ws[NR];
-        for (int j = 0; j < NR; ++j) ws[j] = load_some(w + j * ldw + k, to - k);
-        for (int i = 0; i < TR; ++i) {
-            const Lanes xs = load_some(x + i * ldx + k, to - k);
-            for (int j = 0; j < NR; ++j) strands[i][j] = fma(xs, ws[j], strands[i][j]);
-        }
-    }
-    for (int i = 0; i < TR; ++i)
-        for (int j = 0; j < NR; ++j) {
-            if (last)
-                target.put(t + i, n + j, strands[i][j]);
-            else
-                kept[i * NR + j] = strands[i][j];
-        }
-}
-
-// The outputs n..end of TR rows, all inputs at once, NR at a time and then fewer.
-template <int TR, int NR, class E>
-inline void strip(const float* x, int64_t ldx, const E* w, int64_t ldw, int64_t K, const Target& target, int64_t t,
-                  int64_t n, int64_t end) {
-    for (; n + NR <= end; n += NR) tile<TR, NR>(x, ldx, w + n * ldw, ldw, 0, K, true, nullptr, target, t, n);
-    if constexpr (NR > 1) {
-        if (n < end) strip<TR, NR / 2>(x, ldx, w, ldw, K, target, t, n, end);
-    }
-}
-
-template <class E>
-inline void narrow(const float* x, int64_t ldx, int64_t T, const E* w, int64_t ldw, int64_t K, const Target& target,
-                   int64_t count) {
-    switch (T) {
-        case 1: return strip<1, NARROW[1]>(x, ldx, w, ldw, K, target, 0, 0, count);
-        case 2: return strip<2, NARROW[2]>(x, ldx, w, ldw, K, target, 0, 0, count);
-        case 3: return strip<3, NARROW[3]>(x, ldx, w, ldw, K, target, 0, 0, count);
-        default: return strip<4, NARROW[4]>(x, ldx, w, ldw, K, target, 0, 0, count);
-    }
-}
-
-// One TR-row part of a block of x against `count` rows of w that follow one another.
-template <int NR>
-inline void part(int64_t rows, const float* x, int64_t ldx, const float* w, int64_t ldw, int64_t from, int64_t to,
-                 bool last, Lanes* kept, const Target& target, int64_t t, int64_t n) {
-    switch (rows) {
-        case 1: return tile<1, NR>(x, ldx, w, ldw, from, to, last, kept, target, t, n);
-        case 2: return tile<2, NR>(x, ldx, w, ldw, from, to, last, kept, target, t, n);
-        case 3: return tile<3, NR>(x, ldx, w, ldw, from, to, last, kept, target, t, n);
-        default: return tile<4, NR>(x, ldx, w, ldw, from, to, last, kept, target, t, n);
-    }
-}
-
-// Memory of a thread, kept from call to call: strands of a block against a panel, and a panel made into floats.
-struct Scratch {
-    Lanes* kept = nullptr;
-    float* panel = nullptr;
-    int64_t kept_size = 0, panel_size = 0;
-    ~Scratch() { std::free(kept), std::free(panel); }
-    template <class A>
-    static A* grown(A*& memory, int64_t& size, int64_t wanted) {
-        if (size < wanted) {
-            std::free(memory);
-            memory = static_cast<A*>(std::aligned_alloc(64, (wanted * sizeof(A) + 63) / 64 * 64));
-            if (!memory) std::abort();
-            size = wanted;
-        }
-        return memory;
-    }
-    Lanes* strands(int64_t wanted) { return grown(kept, kept_size, wanted); }
-    float* floats(int64_t wanted) { return grown(panel, panel_size, wanted); }
-};
-
-inline Scratch& scratch() {
-    static thread_local Scratch one;
-    return one;
-}
-
-inline int64_t panel_rows(int64_t K) {
-    const int64_t fit = PANEL_FLOATS / std::max<int64_t>(K, 1);
-    return std::max<int64_t>(fit / WIDE * WIDE, 2 * WIDE);
-}
-
-// All rows of x against a panel of `count` rows of w.
-inline void panel(const float* x, int64_t ldx, int64_t T, const float* w, int64_t ldw, int64_t K, const Target& target,
-                  int64_t first, int64_t count) {
-    const int64_t pieces = std::max<int64_t>((K + DEPTH - 1) / DEPTH, 1);
-    const int64_t depth = (K + pieces * LANES - 1) / (pieces * LANES) * LANES;
-    constexpr int PARTS = (BLOCK + ROWS - 1) / ROWS;
-    Lanes* kept = pieces > 1 ? scratch().strands((count + WIDE) * PARTS * ROWS) : nullptr;
-    for (int64_t t = 0; t < T; t += BLOCK) {
-        const int64_t t_end = std::min(T, t + BLOCK);
-        for (int64_t from = 0; from < K || from == 0; from += depth) {
-            const int64_t to = std::min(K, from + depth);
-            const bool last = to == K;
-            Lanes* at = kept;
-            for (int64_t n = 0; n < count; n += WIDE)
-                for (int64_t part_t = t; part_t < t_end; part_t += ROWS, at += kept ? ROWS * WIDE : 0) {
-                    const int64_t rows = std::min<int64_t>(ROWS, t_end - part_t);
-                    const float* xs = x + part_t * ldx;
-                    if (n + WIDE <= count)
-                        part<WIDE>(rows, xs, ldx, w + n * ldw, ldw, from, to, last, at, target, part_t, first + n);
-                    else
-                        for (int64_t one = n; one < count; ++one)
-                            part<1>(rows, xs, ldx, w + one * ldw, ldw, from, to, last, at + (one - n) * ROWS, target,
-                                    part_t, first + one);
-                }
-            if (last) break;
-        }
-    }
-}
-
 template <class E>
 inline void unpack(const E* w, int64_t count, float* out) {
     int64_t i = 0;
@@ -284,36 +148,4 @@ inline void unpack(const E* w, int64_t count, float* out) {
     }
 }
 
-template <class E>
-inline void dense(const E* w, const float* x, int64_t ldx, int64_t T, int64_t K, const Target& target, int64_t count) {
-    if (T <= ROWS) return narrow(x, ldx, T, w, K, K, target, count);
-    const int64_t rows = panel_rows(K);
-    for (int64_t first = 0; first < count; first += rows) {
-        const int64_t some = std::min(rows, count - first);
-        if constexpr (sizeof(E) == sizeof(float))
-            panel(x, ldx, T, w + first * K, K, K, target, first, some);
-        else {
-            float* floats = scratch().floats(rows * K);
-            unpack(w + first * K, some * K, floats);
-            panel(x, ldx, T, floats, K, K, target, first, some);
-        }
-    }
-}
-
 }  // namespace products
-
-// One thread's share n0..n1 of the outputs: y[t, n] (+)= sum_k x[t, k] w[n, k] + bias[n]. Rows of x are ldx floats apart,
-// rows of y ldy. Shares may be cut anywhere: an output's bits do not depend on it.
-inline void product(const Weight& w, const float* x, int64_t ldx, int64_t T, float* y, int64_t ldy, int64_t n0, int64_t n1,
-                    bool add) {
-    using namespace products;
-    if (T < 1 || n1 <= n0) return;
-    const Target target{y + n0, ldy, w.bias ? w.bias + n0 : nullptr, add};
-    const int64_t count = n1 - n0;
-    switch (w.kind) {
-        case F32: return dense(static_cast<const float*>(w.data) + n0 * w.K, x, ldx, T, w.K, target, count);
-        case BF16: return dense(static_cast<const bfloat16*>(w.data) + n0 * w.K, x, ldx, T, w.K, target, count);
-        case F16: return dense(static_cast<const float16*>(w.data) + n0 * w.K, x, ldx, T, w.K, target, count);
-        default: std::abort();
-    }
-}
