@@ -9,8 +9,8 @@
 
 What a response draws depends on its request alone (`noise`), so neither batch size nor neighbours, chunks, preemption or shared
 blocks change it; in C++ not one bit of its logits depends on them. Log-probs equal the training forward's to 1e-5.
-Legend: B lines (places where a token is drawn), N wanted rows of logits, V vocabulary. Left out: HTTP, threads (one thread owns
-an engine); who runs (scheduler), which block is whose (blocks), the forward (runner), a token of a row (sampling).
+Left out: HTTP, threads (one thread owns an engine), who runs (schedule), which block is whose (blocks), the forward (runner),
+what follows from its logits (commit).
 """
 
 from __future__ import annotations
@@ -20,27 +20,21 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from hashlib import blake2b
 from itertools import count
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from trueline.models.cache import BLOCK_SIZE
 from trueline.models.decoder import Decoder
 from trueline.records import TEXT, Message, Messages, Sample, Sampling
 from trueline.serve.blocks import Blocks
 from trueline.serve.check import WARNING, Agreement, compare
-from trueline.serve.drawing import Drawer, Drawn, Line
-from trueline.serve.native.decoder import Chunk
-from trueline.serve.noise import noise_key
-from trueline.serve.penalties import Tally
+from trueline.serve.commit import Commit, sample_of, turn_of
 from trueline.serve.request import (
     Event,
     Options,
-    PromptScores,
     Request,
     Running,
     Statistics,
@@ -48,23 +42,11 @@ from trueline.serve.request import (
     check_sampling,
 )
 from trueline.serve.runner import Runner
-from trueline.serve.sampling import top_logps
 from trueline.serve.schedule import Scheduler
-from trueline.serve.stops import cut, hits_stop
+from trueline.serve.stops import cut
 
 if TYPE_CHECKING:
     from trueline.tokens.tokenizer import Tokenizer
-
-
-class Turn(NamedTuple):
-    """What one response does in a step."""
-
-    running: Running
-    tokens: int
-    """How many are computed, drafts included."""
-    wanted: int
-    """Rows of logits that it gets, of its last tokens."""
-    draws: bool
 
 
 class Engine:
@@ -92,7 +74,6 @@ class Engine:
             model.config.refuse_tokenizer(tokenizer.vocab_size)
         self.model, self.tokenizer, self.version = model, tokenizer, version or model.source
         self._stop_ids = _end_tokens(model, tokenizer) if stop_ids is None else frozenset(stop_ids)
-        self._hidden = frozenset() if tokenizer is None else frozenset(tokenizer.control.values())
         self._adapters = tuple(adapters)
         self._runner = Runner(model, block_size, cache_dtype, tuple(adapters), native)
         self._limit = None if cache_tokens is None else cache_tokens // block_size
@@ -101,7 +82,7 @@ class Engine:
             self._blocks, max_batch=max_batch, max_tokens_per_step=max(max_tokens_per_step, max_batch), max_waiting=max_waiting,
             swap_blocks=swap_tokens // block_size,
         )  # fmt: skip
-        self._drawer = Drawer()
+        self._commit = Commit(self._scheduler, tokenizer)
         self._ids = count()
         self._ended: list[Event] = []
         self._open, self._longest = 0, 0
@@ -126,9 +107,10 @@ class Engine:
         with _sampling_mode(self.model):
             self._runner.use(plan.adapter)
             self._runner.move(plan.swap_out, plan.copies, plan.swap_in)
-            turns = [_turn(running, tokens) for running, tokens in plan.chunks]
-            logits_NV = self._runner.run([_chunk(turn) for turn in turns])
-            return events + self._commit(turns, logits_NV)
+            turns = [turn_of(running, tokens) for running, tokens in plan.chunks]
+            news = self._commit.commit(turns, self._runner.run([turn.chunk for turn in turns]), self.version)
+        self._open -= sum(event.sample is not None for event in news)
+        return events + news
 
     def cancel(self, request: int) -> bool:
         """Ends a request. What it drew so far comes with the next step's events, marked "cancelled". False: not running."""
@@ -136,7 +118,7 @@ class Engine:
         unborn = [Running(part, response, 0) for part in dropped for response in part.responses]
         unborn += [Running(r.request, response, 0) for r in stopped for response in r.siblings]
         for running in (*stopped, *unborn):
-            self._ended.append(Event(request, running.response, None, 0.0, self._sample(running, "cancelled")))
+            self._ended.append(Event(request, running.response, None, 0.0, sample_of(running, "cancelled", self.version)))
         self._open -= len(stopped) + len(unborn)
         return bool(dropped or stopped)
 
@@ -228,98 +210,6 @@ class Engine:
         text = self.tokenizer.decode(sample.ids.tolist())
         return cut(text, stop) if stop and sample.finish_reason == "stop" else text
 
-    # -- commit ------------------------------------------------------------------------------------------------------
-
-    def _commit(self, turns: Sequence[Turn], logits_NV: Tensor) -> list[Event]:
-        """Draws a token at every place that is ready for one, shares finished prompts, and ends those who are done."""
-        events: list[Event] = []
-        drawing: list[tuple[Running, list[Line]]] = []
-        offset = 0
-        for turn in turns:
-            running, rows = turn.running, range(offset, offset + turn.wanted)
-            offset += turn.wanted
-            if running.scores_prompt:
-                events.extend(_score_prompt(turn, logits_NV[rows.start : rows.stop]))
-            if not turn.draws:
-                self._scheduler.computed(running, turn.tokens)
-                continue
-            first = rows.stop - 1 - len(running.draft)
-            self._begin(running)
-            lines = [Line(running, len(running.ids) + i, first + i) for i in range(len(running.draft) + 1)]
-            drawing.append((running, lines))
-            if running.siblings:
-                self._scheduler.computed(running, turn.tokens)
-                drawing.extend((fork, [Line(fork, 0, first)]) for fork in self._forks(running))
-        if not drawing:
-            return events
-        drawn = self._drawer.draw([line for _, lines in drawing for line in lines], logits_NV)
-        if not np.isfinite(drawn.logps).all():
-            raise ValueError(
-                f"the model {self.version} gives NaN or infinite logits: its weights are broken, load others"
-            )
-        at = 0
-        for running, lines in drawing:
-            events.extend(self._take(running, drawn, at))
-            at += len(lines)
-        return events
-
-    def _take(self, running: Running, drawn: Drawn, at: int) -> Iterator[Event]:
-        """The tokens of one response, from line `at` on: the drafts that the draws confirm, and one more."""
-        draft, before, reason = running.draft, running.length, None
-        for place in range(len(draft) + 1):
-            token, logp = drawn.tokens[at + place], drawn.logps[at + place]
-            running.accept(token, logp)
-            reason = self._ending(running, token)
-            sample = None if reason is None else self._sample(running, reason)
-            yield Event(running.request.id, running.response, token, logp, sample, drawn.tops[at + place])
-            if reason is not None or place == len(draft) or token != draft[place]:
-                break
-        confirmed = running.length - before - 1
-        if running.computed < before + confirmed:  # a prompt that was shared has been counted already
-            self._scheduler.computed(running, before + confirmed - running.computed)
-        running.draft = []
-        if reason is not None:
-            self._open -= 1
-            self._scheduler.finish(running)
-
-    def _forks(self, running: Running) -> list[Running]:
-        """The other responses of a prompt that is computed."""
-        request, siblings = running.request, running.siblings
-        forks = []
-        for response in siblings:
-            key = noise_key(request.sampling.seed, request.ids, request.repeat, response)
-            forks.append(self._scheduler.fork(running, response, key))
-            self._begin(forks[-1])
-        return forks
-
-    def _begin(self, running: Running) -> None:
-        """Before its first token."""
-        if not running.ids:
-            running.tally = Tally.of(running.request.sampling, running.request.ids)
-
-    def _ending(self, running: Running, token: int) -> str | None:
-        request = running.request
-        if token in request.stop_ids:
-            return "stop"
-        if request.sampling.stop:
-            assert self.tokenizer is not None
-            if hits_stop(running.ids, request.sampling.stop, self.tokenizer.decode, self._hidden):
-                return "stop"
-        return "length" if len(running.ids) >= request.limit else None
-
-    def _sample(self, running: Running, reason: str) -> Sample:
-        request = running.request
-        return Sample(
-            prompt_ids=request.ids,
-            ids=np.array(running.ids, dtype=np.int32),
-            logps=np.array(running.logps, dtype=np.float32),
-            mask=np.ones(len(running.ids), dtype=bool),
-            finish_reason=reason,
-            group=blake2b(request.ids.tobytes(), digest_size=8).hexdigest(),
-            temperature=request.sampling.temperature,
-            policy=self.version,
-        )
-
     # -- requests ----------------------------------------------------------------------------------------------------
 
     def _checked(self, ids: Sequence[int] | np.ndarray, name: str) -> np.ndarray:
@@ -361,36 +251,6 @@ class Engine:
             wanted = min(self._limit or wanted, max(wanted, self._blocks.num_blocks * 3 // 2))  # few copies, little too much
             self._blocks.grow(wanted)
             self._runner.grow(wanted)
-
-
-def _turn(running: Running, tokens: int) -> Turn:
-    """What a response does with so many tokens: it draws when they reach its end."""
-    draws = running.computed + tokens == running.length + len(running.draft)
-    wanted = tokens if running.scores_prompt else draws * (1 + len(running.draft))
-    return Turn(running, tokens, wanted, draws)
-
-
-def _chunk(turn: Turn) -> Chunk:
-    running, start = turn.running, turn.running.computed
-    return Chunk(running.tokens(start, start + turn.tokens), running.table, start, turn.wanted)
-
-
-def _score_prompt(turn: Turn, logits_CV: Tensor) -> list[Event]:
-    """Notes what the C rows of a chunk say of the prompt's next tokens; the event, once all are known."""
-    running, request = turn.running, turn.running.request
-    start, count = running.computed, request.options.top_logps
-    if start == 0:  # perhaps anew, after a preemption
-        running.prompt_logps, running.prompt_tops = [], []
-    next_ids = torch.from_numpy(request.ids[start + 1 : start + 1 + turn.tokens].astype(np.int64)).to(logits_CV.device)
-    if len(next_ids):
-        logps_CV = logits_CV[: len(next_ids)].log_softmax(1)
-        running.prompt_logps.extend(logps_CV.gather(1, next_ids[:, None])[:, 0].tolist())
-        if count:
-            running.prompt_tops.extend(top_logps(logits_CV[: len(next_ids)], [1.0] * len(next_ids), [count] * len(next_ids)))
-    if start + turn.tokens < len(request.ids):
-        return []
-    scores = PromptScores(np.array(running.prompt_logps, np.float32), tuple(running.prompt_tops))
-    return [Event(request.id, running.response, None, 0.0, None, (), scores)]
 
 
 @contextmanager
