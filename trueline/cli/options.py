@@ -142,7 +142,7 @@ def canonical(
             values.append(queue.pop(0))
         if not values and (flag.required or not several(flag)):
             raise ValueError(f"--{name} needs a value: --{name} {metavar(flag)}")
-        values = [checked(name, flag, text) for text in values]
+        values = [checked(name, flag, text, place) for place, text in enumerate(values)]
         # a value may begin with a dash, so a single one is joined to its flag
         result += [f"--{flag.path}", *values] if several(flag) else [f"--{flag.path}={values[0]}"]
         named[name] = next(iter(values), "")
@@ -154,9 +154,12 @@ def several(flag: Flag) -> bool:
     return typing.get_origin(flag.kind) is tuple
 
 
-def checked(name: str, flag: Flag, text: str) -> str:
-    """The value as tyro reads it; one that cannot be meant is refused with what can."""
+def checked(name: str, flag: Flag, text: str, place: int = 0) -> str:
+    """The value as tyro reads it; one that cannot be meant is refused with what can. `place`: how many of its flag came before."""
     kind = flag.kind
+    if typing.get_origin(kind) is tuple and typing.get_origin(typing.get_args(kind)[0]) is tuple:
+        kinds = typing.get_args(typing.get_args(kind)[0])  # such as pairs of a token id and a number
+        kind = kinds[place % len(kinds)]
     while typing.get_origin(kind) in (tuple, types.UnionType, typing.Union):
         kind = typing.get_args(kind)[0]
     if typing.get_origin(kind) is Literal:
