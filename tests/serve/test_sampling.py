@@ -8,7 +8,8 @@ import torch
 
 from trueline.records import Sampling
 from trueline.serve.noise import noise_key, uniforms
-from trueline.serve.sampling import Knobs, draw, with_float64
+from trueline.serve.penalties import Tally
+from trueline.serve.sampling import Change, Knobs, draw, top_logps, with_float64
 
 V = 23
 
@@ -116,6 +117,184 @@ def test_noise_depends_on_everything_that_names_a_response() -> None:
         noise_key(0, prompt, 0, 1),
     ]
     assert len({base, *others}) == 5
+
+
+CPU = torch.device("cpu")
+WIDE = 9001
+"""More than one level of search, and no multiple of its blocks."""
+
+
+def test_two_levels_find_what_one_running_sum_finds() -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(400, WIDE, generator=generator) * torch.linspace(0, 8, 400)[:, None]
+    logits[::7, 100:3000] = -torch.inf
+    uniform = np.random.default_rng(0).random(400)
+    uniform[:2] = 0, 1 - 2**-52
+    ids, _ = draw(logits.clone(), Knobs.of([Sampling()] * 400, WIDE, CPU), uniform)
+    sums = torch.softmax(logits, 1).double().cumsum(1)
+    expected = torch.searchsorted(sums, (torch.from_numpy(uniform) * sums[:, -1])[:, None], right=True)[:, 0]
+    assert np.array_equal(ids, expected.numpy())
+    assert torch.isfinite(logits[torch.arange(400), torch.from_numpy(ids)]).all()
+
+
+def test_wide_nuclei_are_sorted_as_far_as_they_need() -> None:
+    """Rows that need few, many and nearly all tokens, with and without top-k, in one batch."""
+    settings = [Sampling(top_p=p, top_k=k) for p in (0.3, 0.9, 0.999) for k in (0, 40, 3000)] + [
+        Sampling(),
+        Sampling(min_p=0.1),
+    ]
+    rng = np.random.default_rng(1)
+    for scale in (0.1, 2.0, 6.0):
+        logits = (rng.normal(size=(len(settings), WIDE)) * scale).astype(np.float32)
+        knobs = Knobs.of(settings, WIDE, CPU)
+        for u in (0.0, 0.5, 0.97, 1 - 2**-52):
+            ids, _ = draw(torch.from_numpy(logits.copy()), knobs, np.full(len(settings), u))
+            for row, setting in enumerate(settings):
+                kept = kept_tokens(logits[row].astype(np.float64), setting)
+                odds = np.exp(logits[row, kept].astype(np.float64))
+                sums = np.cumsum(odds) / odds.sum()
+                place = kept.index(int(ids[row])) if int(ids[row]) in kept else -1
+                # the last token that is kept may be one more or less where sums of 1e-7 decide
+                assert sums[place - 1] * (place > 0) - 1e-4 <= u <= sums[place] + 1e-4, (setting, u)
+
+
+def test_a_row_does_not_depend_on_the_batch() -> None:
+    settings = [
+        Sampling(), Sampling(temperature=0), Sampling(temperature=0.7, top_p=0.9), Sampling(top_k=20), Sampling(top_p=0.99),
+        Sampling(min_p=0.02, top_p=0.5, top_k=7), Sampling(repetition_penalty=1.3), Sampling(temperature=2, logit_bias=((4, 3.0),)),
+    ]  # fmt: skip
+    rng = np.random.default_rng(2)
+    logits = torch.from_numpy((rng.normal(size=(len(settings), WIDE)) * 3).astype(np.float32))
+    uniform = rng.random(len(settings))
+    tallies = [Tally.of(s, np.array([3, 4, 5])) for s in settings]
+    mask = np.packbits(rng.random(8000) < 0.5, bitorder="little")  # nothing beyond it is allowed
+    changes = [
+        Change(row, tally, mask if row % 2 else None) for row, tally in enumerate(tallies) if tally or row % 3 == 0
+    ]
+    ids, logps = draw(logits.clone(), Knobs.of(settings, WIDE, CPU), uniform, changes)
+    for row, setting in enumerate(settings):
+        own = [change._replace(row=0) for change in changes if change.row == row]
+        alone = draw(logits[row : row + 1].clone(), Knobs.of([setting], WIDE, CPU), uniform[row : row + 1], own)
+        assert (alone[0][0], alone[1][0]) == (ids[row], logps[row])
+
+
+def shifted(logits: np.ndarray, s: Sampling, prompt: list[int], ids: list[int]) -> np.ndarray:
+    """Bias, penalties, token by token: the rule, written as it is said."""
+    out = logits.astype(np.float64).copy()
+    for token, bias in s.logit_bias:
+        out[token] += bias
+    for token in set(prompt) | set(ids):
+        out[token] = out[token] * s.repetition_penalty if out[token] < 0 else out[token] / s.repetition_penalty
+    for token in set(ids):
+        out[token] -= s.presence_penalty + s.frequency_penalty * ids.count(token)
+    return out
+
+
+SHIFTS = [
+    Sampling(repetition_penalty=1.7),
+    Sampling(repetition_penalty=0.6, temperature=0.5),
+    Sampling(presence_penalty=1.5),
+    Sampling(frequency_penalty=-0.8),
+    Sampling(logit_bias=((2, 4.0), (7, -100.0))),
+    Sampling(
+        repetition_penalty=1.2,
+        presence_penalty=0.5,
+        frequency_penalty=0.3,
+        logit_bias=((2, 1.0), (5, -2.0)),
+        temperature=2.0,
+    ),
+    Sampling(presence_penalty=50.0, temperature=0),
+]
+
+
+def test_penalties_change_the_draw_and_not_the_log_probs() -> None:
+    rng = np.random.default_rng(3)
+    prompt, ids = [2, 3, 3, 9], [5, 2, 5, 11, 5]
+    settings = [Sampling(), *SHIFTS]
+    logits = rng.normal(size=(len(settings), V)).astype(np.float32)
+    tallies = [Tally.of(s, np.array(prompt), ids) for s in settings]
+    assert tallies[0] is None
+    changes = [Change(row, tally) for row, tally in enumerate(tallies) if tally is not None]
+    knobs = Knobs.of(settings, V, CPU)
+    for u in np.linspace(0, 0.999, 40):
+        drawn, logps = draw(torch.from_numpy(logits.copy()), knobs, np.full(len(settings), u), changes)
+        for row, s in enumerate(settings):
+            heat = s.temperature or 1.0
+            odds = np.exp(shifted(logits[row], s, prompt, ids) / heat)
+            expected = int(odds.argmax()) if s.temperature == 0 else int(np.argmax(odds.cumsum() > u * odds.sum()))
+            assert drawn[row] == expected, (s, u)
+            own = torch.log_softmax(torch.from_numpy(logits[row]) / heat, 0)[expected]
+            assert abs(logps[row] - own) < 1e-6
+
+
+def test_a_tally_grows_with_the_response() -> None:
+    rng = np.random.default_rng(4)
+    s = Sampling(repetition_penalty=1.3, presence_penalty=0.25, frequency_penalty=0.5, logit_bias=((1, 2.0),))
+    prompt, ids = rng.integers(0, 50, 12), rng.integers(0, 400, 300).tolist()
+    tally = Tally.of(s, prompt)
+    assert tally is not None
+    for token in ids[:200]:
+        tally.accept(token)
+    ahead = tally.after(ids[200:])
+    for grown, held in ((ahead, ids), (tally, ids[:200])):  # looking ahead changes nothing
+        fresh = Tally.of(s, prompt, held)
+        assert fresh is not None and set(grown.ids_K.tolist()) == {1, *prompt.tolist(), *held}
+        for name in ("ids_K", "bias_K", "ratio_K", "minus_K"):
+            assert np.array_equal(getattr(grown, name), getattr(fresh, name))
+    counts = dict(zip(ahead.ids_K.tolist(), ahead.minus_K.tolist(), strict=True))
+    assert counts[ids[0]] == pytest.approx(0.25 + 0.5 * ids.count(ids[0]))
+
+
+def test_a_mask_leaves_what_it_allows() -> None:
+    logits = torch.randn(3, V, generator=torch.Generator().manual_seed(5))
+    allowed = np.zeros(24, dtype=bool)
+    allowed[[3, 20]] = True
+    mask = np.packbits(allowed, bitorder="little")[: -(-21 // 8)]
+    first = np.array([255, 0, 0], dtype=np.uint8)
+    knobs = Knobs.of([Sampling()] * 3, V, CPU)
+    drawn = {row: set() for row in range(3)}  # type: dict[int, set[int]]
+    for u in np.linspace(0, 0.999, 200):
+        ids, logps = draw(logits.clone(), knobs, np.full(3, u), [Change(1, None, mask), Change(2, None, mask & first)])
+        for row in range(3):
+            drawn[row].add(int(ids[row]))
+        assert logps == pytest.approx(torch.log_softmax(logits, 1)[[0, 1, 2], ids].numpy(), abs=1e-6)
+    assert len(drawn[0]) > 10 and drawn[1] == {3, 20} and drawn[2] == {3}
+
+
+def test_top_logps_are_those_of_the_own_logits() -> None:
+    logits = torch.randn(4, V, generator=torch.Generator().manual_seed(6))
+    found = top_logps(logits, [1.0, 0.0, 0.5, 1.0], [2, 3, 1, 0])
+    assert [len(top) for top in found] == [2, 3, 1, 0]
+    for row, heat in ((0, 1.0), (1, 1.0), (2, 0.5)):
+        expected = torch.log_softmax(logits[row] / heat, 0)
+        order = expected.argsort(descending=True)
+        for (token, logp), place in zip(found[row], order, strict=False):
+            assert token == place and abs(logp - expected[place]) < 1e-6
+    assert top_logps(logits, [1.0] * 4, [0] * 4) == [()] * 4 and len(top_logps(logits, [1.0] * 4, [99] * 4)[0]) == V
+
+
+@pytest.mark.slow
+@pytest.mark.sample
+def test_penalties_are_those_of_transformers() -> None:
+    from transformers.generation.logits_process import RepetitionPenaltyLogitsProcessor, SequenceBiasLogitsProcessor
+
+    rng = np.random.default_rng(7)
+    for penalty in (0.5, 1.0, 1.3):
+        for bias in ((), ((3, 2.5), (8, -4.0))):
+            s = Sampling(repetition_penalty=penalty, logit_bias=bias, temperature=0)
+            prompt, ids = rng.integers(0, V, 6), rng.integers(0, V, 4).tolist()
+            logits = torch.from_numpy(rng.normal(size=(30, V)).astype(np.float32))
+            held = torch.tensor([[*prompt.tolist(), *ids]]).repeat(30, 1)
+            theirs = (
+                SequenceBiasLogitsProcessor({(t,): b for t, b in bias})(held, logits.clone())
+                if bias
+                else logits.clone()
+            )
+            theirs = RepetitionPenaltyLogitsProcessor(penalty)(held, theirs)
+            tally = Tally.of(s, prompt, ids)
+            changes = [Change(row, tally) for row in range(30)] if tally else []
+            drawn, _ = draw(ours := logits.clone(), Knobs.of([s] * 30, V, CPU), np.zeros(30), changes)
+            assert torch.equal(ours, theirs) and np.array_equal(drawn, theirs.argmax(1).numpy())
 
 
 @pytest.mark.slow

@@ -27,7 +27,11 @@ class Tally:
     def __init__(self, sampling: Sampling, prompt: np.ndarray) -> None:
         """`prompt` is int [P]; only a repetition penalty reads it."""
         self._sampling = sampling
-        self._penalises = (sampling.repetition_penalty, sampling.presence_penalty, sampling.frequency_penalty) != (1, 0, 0)
+        self._penalises = (sampling.repetition_penalty, sampling.presence_penalty, sampling.frequency_penalty) != (
+            1,
+            0,
+            0,
+        )
         repeated = np.unique(prompt) if sampling.repetition_penalty != 1 else np.empty(0, dtype=np.int64)
         biases = dict(sampling.logit_bias)
         touched = np.union1d(repeated, np.fromiter(biases, dtype=np.int64)).astype(np.int64)

@@ -76,7 +76,7 @@ class Change(NamedTuple):
     tally: Tally | None = None
     """Penalties and biases."""
     mask: np.ndarray | None = None
-    """uint8 [at most V / 8, rounded up]: bit i % 8 of byte i // 8 says whether token i may be drawn; tokens beyond it may not."""
+    """uint8 [W]: bit i % 8 of byte i // 8 says whether token i may be drawn; tokens beyond it may not. W is equal in a batch."""
 
 
 def with_float64(device: torch.device) -> torch.device:
@@ -135,7 +135,9 @@ def _changed(logits_BV: Tensor, changes: Sequence[Change]) -> Tensor:
     if tallies:
         place_K, ids_K, bias_K, ratio_K, minus_K = (
             torch.from_numpy(np.concatenate(parts)).to(device)
-            for parts in zip(*((np.full(len(t.ids_K), p), t.ids_K, t.bias_K, t.ratio_K, t.minus_K) for p, t in tallies), strict=True)
+            for parts in zip(
+                *((np.full(len(t.ids_K), p), t.ids_K, t.bias_K, t.ratio_K, t.minus_K) for p, t in tallies), strict=True
+            )
         )
         logit_K = changed_RV[place_K, ids_K] + bias_K
         changed_RV[place_K, ids_K] = torch.where(logit_K < 0, logit_K * ratio_K, logit_K / ratio_K) - minus_K
@@ -143,7 +145,9 @@ def _changed(logits_BV: Tensor, changes: Sequence[Change]) -> Tensor:
     if masks:
         place_M = torch.tensor([place for place, _ in masks], device=device)
         bits_MW = torch.from_numpy(np.stack([mask for _, mask in masks])).to(device)
-        allowed_MV = (bits_MW[:, :, None] >> torch.arange(8, dtype=torch.uint8, device=device)).bitwise_and_(1).flatten(1)
+        allowed_MV = (
+            (bits_MW[:, :, None] >> torch.arange(8, dtype=torch.uint8, device=device)).bitwise_and_(1).flatten(1)
+        )
         refused_MV = torch.ones(len(masks), logits_BV.shape[1], dtype=torch.bool, device=device)
         width = min(allowed_MV.shape[1], logits_BV.shape[1])
         refused_MV[:, :width] = allowed_MV[:, :width] == 0
@@ -167,7 +171,9 @@ def _inverse_cdf(odds_BV: Tensor, uniform_B: Tensor) -> Tensor:
     V = odds_BV.shape[1]
     uniform_B1 = uniform_B[:, None]
     if V <= ONE_LEVEL:
-        return _place(odds_BV, uniform_B1)[:, 0].clamp_max_(V - 1)  # NaN sums find no place; their log-prob tells the caller
+        return _place(odds_BV, uniform_B1)[:, 0].clamp_max_(
+            V - 1
+        )  # NaN sums find no place; their log-prob tells the caller
     whole = V - V % WIDTH
     block_BN = odds_BV[:, :whole].unflatten(1, (-1, WIDTH)).sum(2)
     if whole < V:
@@ -177,10 +183,9 @@ def _inverse_cdf(odds_BV: Tensor, uniform_B: Tensor) -> Tensor:
     block_B1 = torch.searchsorted(sums_BN, goal_B1, right=True).clamp_max_(sums_BN.shape[1] - 1)
     share_B1 = (goal_B1 - sums_BN.gather(1, block_B1)).div_(block_BN.gather(1, block_B1)).add_(1)
     ids_BW = block_B1 * WIDTH + torch.arange(WIDTH, device=odds_BV.device)
+    inside_BW = odds_BV.gather(1, ids_BW if whole == V else ids_BW.clamp_max(V - 1))
     if whole < V:
-        inside_BW = odds_BV.gather(1, ids_BW.clamp_max(V - 1)).masked_fill_(ids_BW >= V, 0)
-    else:
-        inside_BW = odds_BV.gather(1, ids_BW)
+        inside_BW.masked_fill_(ids_BW >= V, 0)
     place_B1 = _place(inside_BW, share_B1.clamp_(0, 1 - 2**-52))
     return (block_B1 * WIDTH + place_B1)[:, 0].clamp_max_(V - 1)
 
@@ -244,5 +249,5 @@ def _largest(odds_BV: Tensor, K: int) -> Tensor:
     if odds_BV.device.type != "cpu":
         return odds_BV.topk(K, 1).values
     odds = odds_BV.numpy()
-    best = odds if K == odds.shape[1] else np.partition(odds, -K, axis=1)[:, -K:]
+    best = odds if odds.shape[1] == K else np.partition(odds, -K, axis=1)[:, -K:]
     return torch.from_numpy(np.ascontiguousarray(np.sort(best, axis=1)[:, ::-1]))

@@ -181,7 +181,11 @@ class Tokenizer:
 
     def token(self, index: int) -> str:
         """The vocabulary's name of an id, for messages to people."""
-        return self._full.id_to_token(index) or f"<id {index}>"
+        return self.piece(index) or f"<id {index}>"
+
+    def piece(self, index: int) -> str | None:
+        """The vocabulary's own spelling of an id, None where it has none."""
+        return self._full.id_to_token(index)
 
     # ---- files
 
