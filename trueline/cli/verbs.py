@@ -54,6 +54,7 @@ OTHERS = (
         "check a chat template: exact mask, stop token, doubled BOS",
     ),
     Verb("generate", "Use a model", "trueline.cli.text:Generate", "continue a prompt, or answer it with --chat"),
+    Verb("serve", "Use a model", "trueline.cli.serve:Serve", "a model behind OpenAI's protocol, for many at a time"),
     Verb("sample", "Use a model", "trueline.cli.text:Draw", "several responses to every prompt of a file"),
     Verb(
         "judge",

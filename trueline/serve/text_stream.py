@@ -30,12 +30,13 @@ BYTE = re.compile(r"<0x[0-9A-Fa-f]{2}>")
 class TextStream:
     """Of one response."""
 
-    def __init__(self, tokenizer: Tokenizer, stops: Sequence[str] = ()) -> None:
-        """`stops` are texts that end the response; they and what follows are not text of it."""
+    def __init__(self, tokenizer: Tokenizer, stops: Sequence[str] = (), before: Sequence[int] = ()) -> None:
+        """`stops` are texts that end the response; they and what follows are not text of it. `before` are the ids that the response
+        continues: decoders write the first word of a text without its space, but this one is not the first."""
         self._tokenizer, self._stops = tokenizer, stops
         self._hidden = frozenset(tokenizer.control.values())
-        self._window: list[int] = []
-        self._decided = 0
+        self._window: list[int] = [token for token in before[-MARGIN:] if token not in self._hidden]
+        self._decided = len(tokenizer.decode(self._window)) if self._window else 0
         """Characters of the window's text that were taken from it."""
         self._pending = ""
         """Taken, but perhaps the beginning of a stop string."""
