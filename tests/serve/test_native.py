@@ -8,13 +8,16 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
 from torch import Tensor
 
+from trueline.models.lowbit import Code, LowBitLinear
 from trueline.serve.native import library as native
 from trueline.serve.native.check import KINDS, Weight, check
+from trueline.serve.native.weights import weight_of
 
 GCC = shutil.which(os.environ.get("CXX", "g++"))
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -98,6 +101,28 @@ def test_unaligned(lib: ctypes.CDLL, kind: str) -> None:
     apart[:, 1:-2] = x
     moved[1:] = w.flatten()
     assert torch.equal(product(lib, apart[:, 1:-2], moved[1:].view(N, K)), product(lib, x, w))
+
+
+@pytest.mark.parametrize("code", get_args(Code))
+@pytest.mark.parametrize("N, K, group", [(1, 32, 32), (37, 192, 64), (60, 640, 128)])
+def test_low_bits(lib: ctypes.CDLL, code: Code, N: int, K: int, group: int) -> None:
+    """As exact as torch is with the matrix that the codes stand for; the same bits whatever the batch, and for any shares."""
+    dense = torch.nn.Linear(K, N)
+    layer, x = LowBitLinear(dense, code, group), weights(13, K, seed=1)
+    weight, exact = weight_of(layer), x.double() @ layer.part(0, N, torch.float64).T + dense.bias
+
+    def native_product(x_TK: Tensor, shares: tuple[int, ...] = ()) -> Tensor:
+        y_TN = torch.full((len(x_TK), N), torch.nan)
+        for n0, n1 in zip((0, *shares), (*shares, N), strict=True):
+            lib.trueline_product(weight, x_TK.data_ptr(), K, len(x_TK), y_TN.data_ptr(), N, n0, n1, 0)
+        return y_TN
+
+    alone = torch.cat([native_product(x[t : t + 1]) for t in range(len(x))])
+    assert (alone - exact).norm() <= 2 * (layer(x) - exact).norm() + 1e-7 * exact.norm()
+    for T in range(1, len(x) + 1):
+        assert torch.equal(native_product(x[:T]), alone[:T])
+    assert torch.equal(native_product(x[-3:], (0, N // 3, N // 3 + 1, N - 1)), alone[-3:])
+    assert torch.equal(native_product(x[:1], (N // 2,)), alone[:1])
 
 
 def test_nothing_beyond_a_share_is_written(lib: ctypes.CDLL) -> None:

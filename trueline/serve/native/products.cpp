@@ -19,6 +19,7 @@ constexpr int NARROW[] = {0, 8, 6, 4, 3};
 #endif
 constexpr int ROWS = 4;             // rows of x in a tile at most
 constexpr int WIDE = NARROW[ROWS];  // outputs of such a tile
+constexpr int LOW_NARROW = 4;       // outputs of a tile of low-bit weights
 constexpr int PARTS = 2;            // so many tiles of rows are worked on together: they stay in the first cache
 constexpr int DIRECT = 16;          // up to so many rows of x, 16-bit weights are widened in the tile
 constexpr int64_t DEPTH = 512;      // inputs of the rows that are worked on together
@@ -208,6 +209,174 @@ inline void panel(const float* x, int64_t ldx, const Cuts& cuts, const float* w,
         }
 }
 
+// Low-bit kinds (models/lowbit.py): codes of UNIT inputs stand together. A byte of four-bit codes holds input i in its low
+// half and input i + 16 in its high one, so that LANES inputs that follow one another are unpacked by one shift or mask.
+// Each group of inputs has a scale, and maybe a zero. Every weight is made a float, the same for one row of x and for many.
+constexpr int UNIT = 32;
+
+inline Bits widen_bytes(const uint8_t* p) {
+#if defined(__AVX512F__)
+    return (Bits)_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+#elif defined(__AVX2__)
+    return (Bits)_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
+#else
+    typedef uint8_t Bytes __attribute__((vector_size(LANES)));
+    Bytes bytes;
+    std::memcpy(&bytes, p, sizeof bytes);
+    return __builtin_convertvector(bytes, Bits);
+#endif
+}
+
+typedef int32_t Whole __attribute__((vector_size(LANES * 4)));
+
+inline Lanes number(Bits code) { return __builtin_convertvector((Whole)code, Lanes); }
+
+// Inputs PHASE * LANES.. of a unit, a nibble each.
+template <int PHASE>
+inline Bits nibbles(const uint8_t* unit) {
+    const Bits both = widen_bytes(unit + PHASE * LANES % 16);
+    return PHASE * LANES < 16 ? both & 15 : both >> 4;
+}
+
+struct Int8 {
+    static constexpr int BYTES = UNIT;
+    static constexpr float ZERO = 0;
+    template <int PHASE>
+    static Lanes value(const uint8_t* unit, Lanes scale, Lanes) {
+        const Bits wide = widen_bytes(unit + PHASE * LANES);
+        return number((Bits)((Whole)(wide << 24) >> 24)) * scale;
+    }
+};
+
+struct Int4 {
+    static constexpr int BYTES = UNIT / 2;
+    static constexpr float ZERO = 8;
+    template <int PHASE>
+    static Lanes value(const uint8_t* unit, Lanes scale, Lanes zero) {
+        return (number(nibbles<PHASE>(unit)) - zero) * scale;
+    }
+};
+
+// Normal Float 4 (QLoRA, 2305.14314, appendix E).
+constexpr float NORMAL_FLOAT[16] = {
+    -1.0f, -0.6961928009986877f, -0.5250730514526367f, -0.39491748809814453f, -0.28444138169288635f, -0.18477343022823334f,
+    -0.09105003625154495f, 0.0f, 0.07958029955625534f, 0.16093020141124725f, 0.24611230194568634f, 0.33791524171829224f,
+    0.44070982933044434f, 0.5626170039176941f, 0.7229568362236023f, 1.0f};
+
+struct NormalFloat {
+    static constexpr int BYTES = UNIT / 2;
+    static constexpr float ZERO = 0;
+    template <int PHASE>
+    static Lanes value(const uint8_t* unit, Lanes scale, Lanes) {
+        const Bits code = nibbles<PHASE>(unit);
+#if defined(__AVX512F__)
+        return (Lanes)_mm512_permutexvar_ps((__m512i)code, _mm512_loadu_ps(NORMAL_FLOAT)) * scale;
+#elif defined(__AVX2__)
+        const __m256 below = _mm256_permutevar8x32_ps(_mm256_loadu_ps(NORMAL_FLOAT), (__m256i)code);
+        const __m256 above = _mm256_permutevar8x32_ps(_mm256_loadu_ps(NORMAL_FLOAT + 8), (__m256i)code);
+        return (Lanes)_mm256_blendv_ps(below, above, (__m256)(code << 28)) * scale;
+#else
+        Lanes found = {};
+        for (int i = 0; i < LANES; ++i) found[i] = NORMAL_FLOAT[code[i]];
+        return found * scale;
+#endif
+    }
+};
+
+// Rows of codes that follow one another.
+struct Codes {
+    const uint8_t* codes;
+    const float* scales;
+    const float* zeros;
+    int64_t K, group, row_bytes;
+    Codes from(int64_t n) const {
+        const int64_t groups = n * (K / group);
+        return {codes + n * row_bytes, scales + groups, zeros ? zeros + groups : nullptr, K, group, row_bytes};
+    }
+    float scale(int64_t row, int64_t number) const { return scales[row * (K / group) + number]; }
+    template <class C>
+    float zero(int64_t row, int64_t number) const {
+        return zeros ? zeros[row * (K / group) + number] : C::ZERO;
+    }
+};
+
+// LANES inputs of NR rows, as `step` reads them.
+template <class C, int PHASE, int NR>
+struct Unpacked {
+    const uint8_t* unit;
+    int64_t row_bytes;
+    const Lanes (&scale)[NR], (&zero)[NR];
+    Lanes operator()(int row) const { return C::template value<PHASE>(unit + row * row_bytes, scale[row], zero[row]); }
+};
+
+template <class C, int TR, int NR, int PHASE = 0>
+[[gnu::always_inline]] inline void unit_steps(Lanes (&strands)[TR * NR], const float* x, int64_t ldx, const uint8_t* unit,
+                                              int64_t row_bytes, const Lanes (&scale)[NR], const Lanes (&zero)[NR]) {
+    step<TR, NR>(strands, Rows<float>{x + PHASE * LANES, ldx}, Unpacked<C, PHASE, NR>{unit, row_bytes, scale, zero});
+    if constexpr ((PHASE + 1) * LANES < UNIT) unit_steps<C, TR, NR, PHASE + 1>(strands, x, ldx, unit, row_bytes, scale, zero);
+}
+
+template <class C, int TR, int NR>
+[[gnu::noinline]] void low_strip(const float* x, int64_t ldx, const Codes& w, const Target& target, int64_t n, int64_t end) {
+    for (; n + NR <= end; n += NR) {
+        const Codes rows = w.from(n);
+        Lanes strands[TR * NR] = {};
+        const uint8_t *unit = rows.codes, *next = rows.codes + NR * w.row_bytes;
+        for (int64_t k = 0, number = 0; k < w.K; ++number) {
+            Lanes scale[NR], zero[NR];
+#pragma GCC unroll 32
+            for (int j = 0; j < NR; ++j) {
+                scale[j] = Lanes{} + rows.scale(j, number);
+                zero[j] = Lanes{} + rows.zero<C>(j, number);
+            }
+            for (const int64_t last = k + w.group; k < last; k += UNIT, unit += C::BYTES, next += NR * C::BYTES) {
+#pragma GCC unroll 32
+                for (int i = 0; i < NR * C::BYTES; i += 64) __builtin_prefetch(next + i);
+                unit_steps<C, TR, NR>(strands, x + k, ldx, unit, w.row_bytes, scale, zero);
+            }
+        }
+#pragma GCC unroll 32
+        for (int i = 0; i < TR * NR; ++i) target.put(i / NR, n + i % NR, strands[i]);
+    }
+    if constexpr (NR > 1) {
+        if (n < end) low_strip<C, TR, NR / 2>(x, ldx, w, target, n, end);
+    }
+}
+
+template <class C, int PHASE = 0>
+[[gnu::always_inline]] inline void unpack_unit(const uint8_t* unit, Lanes scale, Lanes zero, float* out) {
+    const Lanes v = C::template value<PHASE>(unit, scale, zero);
+    std::memcpy(out + PHASE * LANES, &v, sizeof v);
+    if constexpr ((PHASE + 1) * LANES < UNIT) unpack_unit<C, PHASE + 1>(unit, scale, zero, out);
+}
+
+template <class C>
+inline void unpack_codes(const Codes& w, int64_t rows, float* out) {
+    const uint8_t* unit = w.codes;
+    for (int64_t row = 0; row < rows; ++row)
+        for (int64_t k = 0, number = 0; k < w.K; ++number) {
+            const Lanes scale = Lanes{} + w.scale(row, number), zero = Lanes{} + w.zero<C>(row, number);
+            for (const int64_t last = k + w.group; k < last; k += UNIT, unit += C::BYTES, out += UNIT)
+                unpack_unit<C>(unit, scale, zero, out);
+        }
+}
+
+template <class C>
+inline void low(const Weight& weight, const float* x, int64_t ldx, int64_t T, const Target& target, int64_t n0, int64_t count) {
+    const int64_t K = weight.K, row_bytes = K / UNIT * C::BYTES;
+    const Codes w = Codes{static_cast<const uint8_t*>(weight.data), weight.scales, weight.zeros, K, weight.group, row_bytes}.from(n0);
+    if (T == 1) return low_strip<C, 1, LOW_NARROW>(x, ldx, w, target, 0, count);
+    if (T == 2) return low_strip<C, 2, LOW_NARROW>(x, ldx, w, target, 0, count);
+    const Cuts cuts(T);
+    const int64_t rows = panel_rows(K);
+    float* unpacked = scratch().floats(rows * K);
+    for (int64_t first = 0; first < count; first += rows) {
+        const int64_t some = std::min(rows, count - first);
+        unpack_codes<C>(w.from(first), some, unpacked);
+        panel(x, ldx, cuts, unpacked, K, K, target, first, some);
+    }
+}
+
 template <class E>
 inline void dense(const E* w, const float* x, int64_t ldx, int64_t T, int64_t K, const Target& target, int64_t count) {
     constexpr bool floats = sizeof(E) == sizeof(float);
@@ -243,6 +412,9 @@ void product(const Weight& w, const float* x, int64_t ldx, int64_t T, float* y, 
         case F32: return dense(static_cast<const float*>(w.data) + n0 * w.K, x, ldx, T, w.K, target, count);
         case BF16: return dense(static_cast<const bfloat16*>(w.data) + n0 * w.K, x, ldx, T, w.K, target, count);
         case F16: return dense(static_cast<const float16*>(w.data) + n0 * w.K, x, ldx, T, w.K, target, count);
+        case INT8: return low<Int8>(w, x, ldx, T, target, n0, count);
+        case INT4: return low<Int4>(w, x, ldx, T, target, n0, count);
+        case NF4: return low<NormalFloat>(w, x, ldx, T, target, n0, count);
         default: std::abort();
     }
 }
