@@ -181,7 +181,7 @@ def test_cache_in_8_bits(tiny: Any, sequences: Any) -> None:
     model = tiny()
     (a,) = sequences(8, [30])
     cache, again = (model.new_cache(4, 8, torch.int8) for _ in range(2))
-    k_TGE = torch.randn(30, *cache.keys[0].shape[2:])
+    k_TGE = torch.randn(30, *cache.keys[0].shape[1:3])
     slots_T = torch.arange(30)
     cache.write(0, slots_T, k_TGE, k_TGE)
     read_BGLE, _ = cache.read(0, torch.arange(4)[None], torch.float32)

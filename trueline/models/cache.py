@@ -31,10 +31,11 @@ class Cache:
     """Keys and values of all layers."""
 
     keys: tuple[Tensor, ...]
-    """Per layer [N, S, G, E]."""
+    """Per layer [N, G, E, S]: the products of a query with many positions run side by side."""
     values: tuple[Tensor, ...]
+    """Per layer [N, G, S, E]."""
     key_scales: tuple[Tensor, ...] = ()
-    """8 bits only: per layer float32 [N, S, G], what a whole number is multiplied with."""
+    """8 bits only: per layer float32 [N, G, S], what a whole number is multiplied with."""
     value_scales: tuple[Tensor, ...] = ()
 
     @staticmethod
@@ -43,13 +44,12 @@ class Cache:
         *, block_size: int = BLOCK_SIZE, dtype: torch.dtype = torch.float32, device: str = "cpu",
     ) -> Cache:  # fmt: skip
         """Empty blocks. `dtype` torch.int8 stores 8 bits and a scale."""
-        shape = (num_blocks, block_size, kv_heads, head_dim)
 
-        def zeros(shape: tuple[int, ...], dtype: torch.dtype) -> tuple[Tensor, ...]:  # 0 times what was never written is 0
-            return tuple(torch.zeros(shape, dtype=dtype, device=device) for _ in range(num_layers))
+        def zeros(*shape: int, dtype: torch.dtype = dtype) -> tuple[Tensor, ...]:  # 0 times what was never written is 0
+            return tuple(torch.zeros(num_blocks, kv_heads, *shape, dtype=dtype, device=device) for _ in range(num_layers))
 
-        scales = (zeros(shape[:-1], torch.float32), zeros(shape[:-1], torch.float32)) if dtype == torch.int8 else ((), ())
-        return Cache(zeros(shape, dtype), zeros(shape, dtype), *scales)
+        scales = [zeros(block_size, dtype=torch.float32) for _ in range(2)] if dtype == torch.int8 else []
+        return Cache(zeros(head_dim, block_size), zeros(block_size, head_dim), *scales)
 
     @property
     def num_blocks(self) -> int:
@@ -57,7 +57,7 @@ class Cache:
 
     @property
     def block_size(self) -> int:
-        return self.keys[0].shape[1]
+        return self.keys[0].shape[3]
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
@@ -71,25 +71,22 @@ class Cache:
 
     def write(self, layer: int, slots_T: Tensor, k_TGE: Tensor, v_TGE: Tensor) -> None:
         """Stores new keys and values at `slots_T`: block times S plus place in the block."""
-        for stored, scales, new_TGE in (
-            (self.keys, self.key_scales, k_TGE), (self.values, self.value_scales, v_TGE),
-        ):  # fmt: skip
-            if scales:
-                scale_TG = new_TGE.float().abs().amax(-1) / 127
-                scales[layer].flatten(0, 1)[slots_T] = scale_TG
-                new_TGE = (new_TGE.float() / scale_TG.clamp_min(1e-30)[..., None]).round()
-            stored[layer].flatten(0, 1)[slots_T] = new_TGE.to(stored[layer].dtype)
+        block_T, place_T = slots_T // self.block_size, slots_T % self.block_size
+        if self.key_scales:
+            k_TGE = _whole(k_TGE, self.key_scales[layer], block_T, place_T)
+            v_TGE = _whole(v_TGE, self.value_scales[layer], block_T, place_T)
+        keys, values = self.keys[layer], self.values[layer]
+        keys[block_T, :, :, place_T] = k_TGE.to(keys.dtype)
+        values[block_T, :, place_T] = v_TGE.to(values.dtype)
 
     def read(self, layer: int, tables_BN: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Keys and values of these tables, gathered: each [B, G, N S, E]."""
-
-        def gathered(stored: tuple[Tensor, ...], scales: tuple[Tensor, ...]) -> Tensor:
-            found_BLGE = stored[layer][tables_BN].flatten(1, 2)
-            if scales:
-                found_BLGE = found_BLGE.float() * scales[layer][tables_BN].flatten(1, 2)[..., None]
-            return found_BLGE.to(dtype).transpose(1, 2)
-
-        return gathered(self.keys, self.key_scales), gathered(self.values, self.value_scales)
+        k_BNGSE, v_BNGSE = self.keys[layer][tables_BN].transpose(3, 4), self.values[layer][tables_BN]
+        if self.key_scales:
+            k_BNGSE = k_BNGSE.float() * self.key_scales[layer][tables_BN][..., None]
+            v_BNGSE = v_BNGSE.float() * self.value_scales[layer][tables_BN][..., None]
+        k, v = (x_BNGSE.to(dtype).transpose(1, 2).flatten(2, 3) for x_BNGSE in (k_BNGSE, v_BNGSE))
+        return k, v
 
     def copy(self, pairs: Sequence[tuple[int, int]], source: Cache | None = None) -> None:
         """Whole blocks (from, to), all read before any is written; from `source`, such as a pool on the host, or from this cache."""
@@ -111,3 +108,10 @@ class Cache:
             return grown
 
         return Cache(longer(self.keys), longer(self.values), longer(self.key_scales), longer(self.value_scales))
+
+
+def _whole(x_TGE: Tensor, scales_NGS: Tensor, block_T: Tensor, place_T: Tensor) -> Tensor:
+    """Whole numbers of 127ths of each head's largest; notes the scales."""
+    scale_TG = x_TGE.float().abs().amax(-1) / 127
+    scales_NGS[block_T, :, place_T] = scale_TG
+    return (x_TGE.float() / scale_TG.clamp_min(1e-30)[..., None]).round()

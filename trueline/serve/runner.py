@@ -79,7 +79,7 @@ class Runner:
             if self.host is None:
                 c = self.cache
                 self.host = Cache.new(
-                    len(c.keys), most, *c.keys[0].shape[2:], block_size=self._block_size, dtype=c.keys[0].dtype, device="cpu"
+                    len(c.keys), most, *c.keys[0].shape[1:3], block_size=self._block_size, dtype=c.keys[0].dtype, device="cpu"
                 )
             self.host = self.host.grown(most)
             self.host.copy(swap_out, self.cache)

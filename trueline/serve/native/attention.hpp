@@ -1,15 +1,17 @@
 // Attention of new tokens to what the blocks of their sequences hold: softmax(q k / sqrt(E)) v, block by block, in place.
 //
 //     unit = up to QUERIES tokens of one sequence x one key-value head      threads take units as they come
-//     scores of TILE rows (query, head) at once, so that keys are loaded once for all of them; then exp, then the values
+//     rows (query, head) go 4, 2 or 1 at a time, so that keys and values are loaded once for all of them
+//     keys lie [E, S] in a block: the products of a vector of positions run side by side; values lie [S, E]
 //
-// The sum of a row runs over positions in an order that depends on the positions alone: chunks of a prompt, neighbours in the
-// batch and sharing of blocks change no bit.
+// Every sum of a row runs over positions and numbers in an order of its own: chunks of a prompt, neighbours in the batch,
+// the size of blocks and their sharing change no bit.
 //
-// Legend: S tokens of a block, G key-value heads, H query heads, E width of a head, p position.
+// Legend: S tokens of a block, G key-value heads, H query heads, E width of a head, R rows, p position.
 #pragma once
 
 #include <cmath>
+#include <type_traits>
 #include <vector>
 
 #include "products.hpp"
@@ -29,7 +31,6 @@ using products::sum;
 typedef int32_t Whole __attribute__((vector_size(LANES * 4)));
 typedef int8_t Bytes __attribute__((vector_size(LANES)));
 
-constexpr int TILE = 4;      // rows (query, head) that share the loads of keys and values
 constexpr int QUERIES = 32;  // tokens of a unit at most
 
 inline Lanes load(const int8_t* p) {
@@ -67,8 +68,8 @@ struct Heads {
     float scale, cap;   // cap 0: none
     int64_t window;     // 0: none
     int32_t stored;
-    const void *keys, *values;                 // [blocks, S, G, E]
-    const float *key_scales, *value_scales;    // [blocks, S, G], 8 bits only
+    const void *keys, *values;               // [blocks, G, E, S] and [blocks, G, S, E]
+    const float *key_scales, *value_scales;  // [blocks, G, S], 8 bits only
 };
 
 // Queries first..first+count of the stream, all of one sequence, consecutive.
@@ -86,91 +87,159 @@ inline Scratch& scratch() {
     return one;
 }
 
-// One tile: `rows` rows (query, head) against positions base..end of their sequence -> out.
-template <class C>
-inline void tile(const Heads& a, const int32_t* table, int64_t g, int rows, const float* const* q, float* const* out,
-                 const int64_t* own, int64_t base, int64_t end, float* scores, int64_t ld) {
-    const int64_t S = a.block_size, E = a.width, stride = a.groups * E;
-    const C* keys = static_cast<const C*>(a.keys) + g * E;
-    const C* values = static_cast<const C*>(a.values) + g * E;
-    for (int64_t p = base; p < end;) {
-        const int64_t slot = table[p / S] * S, stop = std::min(end, (p / S + 1) * S);
-        for (; p < stop; ++p) {
-            const int64_t place = slot + p % S;
-            const C* k = keys + place * stride;
-            Lanes sums[TILE] = {};
-            for (int64_t e = 0; e < E; e += LANES) {
-                const Lanes ks = load(k + e);
-                for (int r = 0; r < TILE; ++r) sums[r] = fma(products::load(q[r] + e), ks, sums[r]);
+inline float one(const float* p) { return *p; }
+inline float one(const int8_t* p) { return *p; }
+inline float one(const bfloat16* p) {
+    const uint32_t bits = (uint32_t)p->bits << 16;
+    float value;
+    std::memcpy(&value, &bits, 4);
+    return value;
+}
+inline float one(const float16* p) {
+    _Float16 half;
+    std::memcpy(&half, p, 2);
+    return half;
+}
+
+// Products of R rows with the keys of one block [E, S]. Even and odd numbers of a head are added up apart, then together.
+template <int R, class C>
+inline void products_of(const C* k, const float* const* q, int64_t E, int64_t S, float* const* out) {
+    constexpr int WIDE = R == 4 ? 1 : 2;
+    int64_t s = 0;
+    auto vectors = [&](auto wide) {
+        constexpr int N = decltype(wide)::value;
+        for (; s + N * LANES <= S; s += N * LANES) {
+            Lanes even[R][N] = {}, odd[R][N] = {};
+            for (int64_t e = 0; e < E; e += 2) {
+                const C *k0 = k + e * S + s, *k1 = k0 + S;
+                for (int n = 0; n < N; ++n) {
+                    const Lanes a = load(k0 + n * LANES), b = load(k1 + n * LANES);
+                    for (int r = 0; r < R; ++r) {
+                        even[r][n] = fma(Lanes{} + q[r][e], a, even[r][n]);
+                        odd[r][n] = fma(Lanes{} + q[r][e + 1], b, odd[r][n]);
+                    }
+                }
             }
-            const float scale = a.key_scales ? a.scale * a.key_scales[place * a.groups + g] : a.scale;
-            for (int r = 0; r < TILE; ++r) scores[r * ld + p - base] = sum(sums[r]) * scale;
+            for (int r = 0; r < R; ++r)
+                for (int n = 0; n < N; ++n) store(out[r] + s + n * LANES, even[r][n] + odd[r][n]);
+        }
+    };
+    vectors(std::integral_constant<int, WIDE>{});
+    if constexpr (WIDE > 1) vectors(std::integral_constant<int, 1>{});
+    for (; s < S; ++s)  // blocks of another size than whole vectors
+        for (int r = 0; r < R; ++r) {
+            float even = 0, odd = 0;
+            for (int64_t e = 0; e < E; e += 2) {
+                even = std::fma(q[r][e], one(k + e * S + s), even);
+                odd = std::fma(q[r][e + 1], one(k + (e + 1) * S + s), odd);
+            }
+            out[r][s] = even + odd;
+        }
+}
+
+inline Lanes larger(Lanes a, Lanes b) {
+    const Whole first = a > b;
+    return (Lanes)((first & (Whole)a) | (~first & (Whole)b));
+}
+
+// Scores of one row to the odds of its positions, times 1 / their sum. Positions below `low` and from `high` on are not seen.
+inline float odds(float* row, int64_t low, int64_t high, int64_t padded, float cap) {
+    if (cap > 0)
+        for (int64_t i = low; i < high; ++i) row[i] = cap * std::tanh(row[i] / cap);
+    for (int64_t i = 0; i < low; ++i) row[i] = -INFINITY;
+    for (int64_t i = high; i < padded; ++i) row[i] = -INFINITY;
+    Lanes most = Lanes{} - INFINITY;
+    for (int64_t i = low / LANES * LANES; i < high; i += LANES) most = larger(most, products::load(row + i));
+    float largest = most[0];
+    for (int i = 1; i < LANES; ++i) largest = most[i] > largest ? most[i] : largest;
+    Lanes total = {};
+    for (int64_t i = 0; i < padded; i += LANES) {
+        const Lanes one = exponential(products::load(row + i) - largest);
+        store(row + i, one);
+        total += one;
+    }
+    return 1.0f / sum(total);
+}
+
+// The values of one block under the odds of R rows, N vectors of a head from e on.
+template <int R, int N, class C>
+inline void weigh(const C* v, int64_t E, int64_t first, int64_t stop, const float* const* odds, int64_t shift, Lanes (*sums)[N]) {
+    for (int64_t s = first; s < stop; ++s) {
+        Lanes vs[N];
+        for (int n = 0; n < N; ++n) vs[n] = load(v + s * E + n * LANES);
+        for (int r = 0; r < R; ++r) {
+            const Lanes odd = Lanes{} + odds[r][s + shift];
+            for (int n = 0; n < N; ++n) sums[r][n] = fma(odd, vs[n], sums[r][n]);
         }
     }
-    float inverse[TILE];
-    for (int r = 0; r < rows; ++r) {
-        float* row = scores + r * ld;
-        const int64_t size = end - base, padded = (size + LANES - 1) / LANES * LANES;
-        const int64_t low = a.window ? std::max<int64_t>(base, own[r] - a.window + 1) - base : 0, high = own[r] + 1 - base;
-        if (a.cap > 0)
-            for (int64_t i = low; i < high; ++i) row[i] = a.cap * std::tanh(row[i] / a.cap);
-        for (int64_t i = 0; i < low; ++i) row[i] = -INFINITY;
-        for (int64_t i = high; i < padded; ++i) row[i] = -INFINITY;
-        float largest = -INFINITY;
-        for (int64_t i = low; i < high; ++i) largest = row[i] > largest ? row[i] : largest;
-        Lanes total = {};
-        for (int64_t i = 0; i < padded; i += LANES) {
-            const Lanes odds = exponential(products::load(row + i) - largest);
-            store(row + i, odds);
-            total += odds;
-        }
-        inverse[r] = 1.0f / sum(total);
+}
+
+// R rows (query, head) of one sequence and key-value head against positions base..end -> out.
+template <int R, class C>
+inline void tile(const Heads& a, const int32_t* table, int64_t g, const float* const* q, float* const* out, const int64_t* own,
+                 int64_t base, int64_t end, float* memory, int64_t ld) {
+    const int64_t S = a.block_size, E = a.width, size = E * S, padded = (end - base + LANES - 1) / LANES * LANES;
+    const C *keys = static_cast<const C*>(a.keys), *values = static_cast<const C*>(a.values);
+    float* rows[R];
+    for (int r = 0; r < R; ++r) rows[r] = memory + r * ld;
+    for (int64_t p = base; p < end; p += S) {
+        const int64_t cell = table[p / S] * a.groups + g;
+        float* block[R];
+        for (int r = 0; r < R; ++r) block[r] = rows[r] + p - base;
+        products_of<R>(keys + cell * size, q, E, S, block);
+        for (int r = 0; r < R; ++r)
+            for (int64_t s = 0; s < S; ++s) block[r][s] *= a.key_scales ? a.scale * a.key_scales[cell * S + s] : a.scale;
+    }
+    float inverse[R];
+    for (int r = 0; r < R; ++r) {
+        const int64_t low = a.window ? std::max<int64_t>(base, own[r] - a.window + 1) - base : 0;
+        inverse[r] = odds(rows[r], low, own[r] + 1 - base, padded, a.cap);
     }
     if (a.value_scales)
         for (int64_t p = base; p < end; ++p) {
-            const float scale = a.value_scales[(table[p / S] * S + p % S) * a.groups + g];
-            for (int r = 0; r < rows; ++r) scores[r * ld + p - base] *= scale;
+            const float scale = a.value_scales[(table[p / S] * a.groups + g) * S + p % S];
+            for (int r = 0; r < R; ++r) rows[r][p - base] *= scale;
         }
-    constexpr int TWO = 2;
-    for (int64_t e = 0; e < E; e += TWO * LANES) {
-        const int parts = e + LANES < E ? TWO : 1;
-        Lanes sums[TILE][TWO] = {};
-        for (int64_t p = base; p < end;) {
-            const int64_t slot = table[p / S] * S, stop = std::min(end, (p / S + 1) * S);
-            for (; p < stop; ++p) {
-                const C* v = values + (slot + p % S) * stride + e;
-                const Lanes v0 = load(v), v1 = parts == TWO ? load(v + LANES) : Lanes{};
-                for (int r = 0; r < TILE; ++r) {
-                    const Lanes weight = Lanes{} + scores[r * ld + p - base];
-                    sums[r][0] = fma(weight, v0, sums[r][0]);
-                    sums[r][1] = fma(weight, v1, sums[r][1]);
-                }
-            }
+    int64_t e = 0;
+    auto vectors = [&](auto wide) {
+        constexpr int N = decltype(wide)::value;
+        for (; e + N * LANES <= E; e += N * LANES) {
+            Lanes sums[R][N] = {};
+            for (int64_t p = base; p < end; p += S)
+                weigh<R, N>(values + (table[p / S] * a.groups + g) * size + e, E, 0, std::min(S, end - p), rows, p - base, sums);
+            for (int r = 0; r < R; ++r)
+                for (int n = 0; n < N; ++n) store(out[r] + e + n * LANES, sums[r][n] * inverse[r]);
         }
-        for (int r = 0; r < rows; ++r)
-            for (int i = 0; i < parts; ++i) store(out[r] + e + i * LANES, sums[r][i] * inverse[r]);
-    }
+    };
+    vectors(std::integral_constant<int, 8 / R>{});
+    vectors(std::integral_constant<int, 1>{});
 }
 
 // q and out are [T, H, E]; positions [T].
 template <class C>
 inline void unit(const Heads& a, const Unit& u, int64_t g, const float* q, float* out, const int32_t* positions) {
-    const int64_t per_group = a.heads / a.groups, all = u.count * per_group, ld = positions[u.first + u.count - 1] + 2 * LANES + 1;
+    const int64_t per_group = a.heads / a.groups, all = u.count * per_group, S = a.block_size;
+    const int64_t align = S % LANES ? S * LANES : S, ld = positions[u.first + u.count - 1] + S + 2 * LANES;
     auto& scores = scratch().scores;
-    if ((int64_t)scores.size() < ld * TILE) scores.resize(ld * TILE);
-    for (int64_t row = 0; row < all; row += TILE) {
-        const int rows = std::min<int64_t>(TILE, all - row);
-        const float* qs[TILE];
-        float* outs[TILE];
-        int64_t own[TILE], base = INT64_MAX, end = 0;
-        for (int r = 0; r < TILE; ++r) {
-            const int64_t at = row + std::min(r, rows - 1), t = u.first + at / per_group;
-            const int64_t offset = (t * a.heads + g * per_group + at % per_group) * a.width;
+    if ((int64_t)scores.size() < ld * 4) scores.resize(ld * 4);
+    for (int64_t row = 0; row < all;) {
+        const int rows = all - row >= 4 ? 4 : all - row >= 2 ? 2 : 1;
+        const float* qs[4];
+        float* outs[4];
+        int64_t own[4], base = INT64_MAX, end = 0;
+        for (int r = 0; r < rows; ++r) {
+            const int64_t t = u.first + (row + r) / per_group;
+            const int64_t offset = (t * a.heads + g * per_group + (row + r) % per_group) * a.width;
             qs[r] = q + offset, outs[r] = out + offset, own[r] = positions[t];
             const int64_t low = a.window ? std::max<int64_t>(0, own[r] - a.window + 1) : 0;
-            base = std::min(base, low / LANES * LANES), end = std::max(end, own[r] + 1);
+            base = std::min(base, low / align * align), end = std::max(end, own[r] + 1);
         }
-        tile<C>(a, u.table, g, rows, qs, outs, own, base, end, scores.data(), ld);
+        switch (rows) {
+            case 4: tile<4, C>(a, u.table, g, qs, outs, own, base, end, scores.data(), ld); break;
+            case 2: tile<2, C>(a, u.table, g, qs, outs, own, base, end, scores.data(), ld); break;
+            default: tile<1, C>(a, u.table, g, qs, outs, own, base, end, scores.data(), ld);
+        }
+        row += rows;
     }
 }
 
@@ -183,31 +252,33 @@ inline void attend(const Heads& a, const Unit& u, int64_t g, const float* q, flo
     }
 }
 
-// Stores the key or value of one token and head (E numbers) where it belongs.
-inline void write(const Heads& a, void* cells, float* scales, int64_t place, int64_t g, const float* x) {
-    const int64_t E = a.width, at = (place * a.groups + g) * E;
+// Stores the key (stride S) or value (stride 1) of one token and head (E numbers) from `at` on.
+inline void write(const Heads& a, void* cells, float* scale_at, int64_t at, int64_t stride, const float* x) {
+    const int64_t E = a.width;
     switch (a.stored) {
-        case AS_FLOAT32: std::memcpy(static_cast<float*>(cells) + at, x, E * sizeof(float)); return;
+        case AS_FLOAT32:
+            for (int64_t e = 0; e < E; ++e) static_cast<float*>(cells)[at + e * stride] = x[e];
+            return;
         case AS_BFLOAT16:
             for (int64_t e = 0; e < E; ++e) {
                 uint32_t bits;
                 std::memcpy(&bits, x + e, 4);
                 bits += 0x7fff + (bits >> 16 & 1);  // to the nearest, ties to even
-                static_cast<uint16_t*>(cells)[at + e] = bits >> 16;
+                static_cast<uint16_t*>(cells)[at + e * stride] = bits >> 16;
             }
             return;
         case AS_FLOAT16:
             for (int64_t e = 0; e < E; ++e) {
                 const _Float16 half = (_Float16)x[e];
-                std::memcpy(static_cast<uint16_t*>(cells) + at + e, &half, 2);
+                std::memcpy(static_cast<uint16_t*>(cells) + at + e * stride, &half, 2);
             }
             return;
         default: {
             float largest = 0;
             for (int64_t e = 0; e < E; ++e) largest = std::max(largest, std::fabs(x[e]));
             const float scale = largest / 127, divisor = std::max(scale, 1e-30f);
-            scales[place * a.groups + g] = scale;
-            for (int64_t e = 0; e < E; ++e) static_cast<int8_t*>(cells)[at + e] = (int8_t)std::nearbyint(x[e] / divisor);
+            *scale_at = scale;
+            for (int64_t e = 0; e < E; ++e) static_cast<int8_t*>(cells)[at + e * stride] = (int8_t)std::nearbyint(x[e] / divisor);
         }
     }
 }

@@ -15,10 +15,10 @@ extern "C" {
 struct Layer {
     Weight q, k, v, o, gate, up, down;
     const float *before_attention, *behind_attention, *before_mlp, *behind_mlp, *q_norm, *k_norm;  // null: no such norm
-    void *keys, *values;                // [blocks, S, G, E]
-    float *key_scales, *value_scales;   // [blocks, S, G] or null
-    const float *cos, *sin;             // [positions, E / 2]
-    int64_t window;                     // 0: none
+    void *keys, *values;               // [blocks, G, E, S] and [blocks, G, S, E]
+    float *key_scales, *value_scales;  // [blocks, G, S] or null
+    const float *cos, *sin;            // [positions, E / 2]
+    int64_t window;                    // 0: none
 };
 
 struct Model {
@@ -177,8 +177,11 @@ struct Step {
             float* row = x + (t * per_row + h) * E;
             if (norm && !m.norm_width) norm_row(m, row, norm, E, row);
             if (query || key) rotate(row, layer.cos + b.positions[t] * (E / 2), layer.sin + b.positions[t] * (E / 2), E / 2);
-            if (key) attention::write(heads, layer.keys, layer.key_scales, places[t], h, row);
-            else if (!query) attention::write(heads, layer.values, layer.value_scales, places[t], h, row);
+            if (query) continue;
+            const int64_t S = m.block_size, cell = places[t] / S * G + h, s = places[t] % S;
+            float* scales = key ? layer.key_scales : layer.value_scales;
+            attention::write(heads, key ? layer.keys : layer.values, scales ? scales + cell * S + s : nullptr,
+                             cell * E * S + (key ? s : s * E), key ? S : 1, row);
         }
     }
 
