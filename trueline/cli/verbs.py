@@ -77,6 +77,7 @@ OTHERS = (
     Verb("tradeoff", "Use a model", "trueline.cli.tradeoff:Tradeoff", "what two reward models give when one or the other weighs more"),
     Verb("center", "Use a model", "trueline.cli.center:Center", "shift a reward model so that demonstrations average zero"),
     Verb("merge", "Use a model", "trueline.cli.merge:Merge", "an adapter and its base as one plain model"),
+    Verb("export", "Use a model", "trueline.cli.export:Export", "a model as one GGUF file, which llama.cpp loads"),
     Verb("plan", "Look after runs", "trueline.cli.plan:Plan", "predict peak memory and time, and what to change when it does not fit"),
     Verb(
         "run",
