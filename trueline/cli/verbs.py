@@ -53,7 +53,8 @@ OTHERS = (
         "trueline.cli.tokenizer:Lint",
         "check a chat template: exact mask, stop token, doubled BOS",
     ),
-    Verb("generate", "Use a model", "trueline.cli.text:Generate", "continue a prompt, or answer it with --chat"),
+    Verb("chat", "Use a model", "trueline.cli.chat:Chat", "talk with a model, or with any OpenAI-compatible address"),
+    Verb("generate", "Use a model", "trueline.cli.text:Generate", "continue a prompt, or answer a file of them"),
     Verb("serve", "Use a model", "trueline.cli.serve:Serve", "a model behind OpenAI's protocol, for many at a time"),
     Verb("sample", "Use a model", "trueline.cli.text:Draw", "several responses to every prompt of a file"),
     Verb(
@@ -66,7 +67,7 @@ OTHERS = (
         "eval",
         "Use a model",
         "trueline.cli.evaluate:Evaluate",
-        "perplexity and bits per byte, or a reward model's accuracy and calibration",
+        "perplexity, a reward model's accuracy and calibration, or the tasks of lm-evaluation-harness",
     ),
     Verb(
         "study",
