@@ -172,12 +172,12 @@ def test_sentencepiece() -> None:
         return Tokenizer({**tokenizer.spec, **steps, "model": model}, names=tokenizer.names)
 
     twice = next(i for i, pair in enumerate(merges) if "".join(pair) == "".join(merges[i - 1]))
-    first_only = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first", "split": False}
+    unless_there = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": False}
     for wrong, sentence in (
         (changed(merges=merges[:twice] + merges[twice + 1 :]), "are never joined"),
         (changed(merges=merges[:twice] + merges[twice + 1 :] + [merges[twice]]), "do not follow one another"),
         (changed(normalizer=None), "does not write spaces as ▁"),
-        (changed(normalizer=None, pre_tokenizer=first_only), "has the step"),
+        (changed(normalizer=None, pre_tokenizer=unless_there), "has the step"),
     ):
         with pytest.raises(ValueError, match=sentence):
             gguf_tokenizer(wrong, 1000)

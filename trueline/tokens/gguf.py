@@ -210,10 +210,10 @@ def _space_prefix(spec: Mapping[str, Any], where: str) -> bool:
             spaces = True
         elif kind == "Split" and step["pattern"] == {"String": " "} and spaces:
             continue  # no space is left
-        elif kind == "Metaspace" and step.get("prepend_scheme", "always") in ("always", "never") and step["replacement"] == SPACE:
+        elif kind == "Metaspace" and step.get("prepend_scheme") == "never" and step["replacement"] == SPACE:
             if step.get("split", True) and (crosses or any(text.startswith(SPACE * 2) for text in spec["model"]["vocab"])):
                 raise _refused(where, "cuts texts at every space, and its vocabulary has tokens across spaces")
-            prefix, spaces = step.get("prepend_scheme", "always") == "always", True
+            spaces = True
         else:
             raise _refused(where, f"has the step {json.dumps(step, ensure_ascii=False)}, which llama.cpp's SentencePiece does not")
     if not spaces:
