@@ -98,8 +98,10 @@ def test_ctrl_c_stops_the_answer_and_not_the_program(spoken: Talk) -> None:
 
 
 def test_commands(spoken: Talk, tmp_path: Path) -> None:
-    said, dialogue = spoken("A", "B", "/undo", "/system Be brief.", "/tokens", "C", "/retry", "/hlep", "/set temperature 0.5", "//slash")
+    settings = ("/hlep", "/temperture 1", "/set temperature 0.5")
+    said, dialogue = spoken("A", "B", "/undo", "/system Be brief.", "/tokens", "C", "/retry", *settings, "//slash")
     assert contents(dialogue) == ["Be brief.", "A", "1: A end", "C", "4: C end", "/slash", "6: /slash end"]
+    assert "did you mean /set temperature 1?" in said
     assert "taken back; 2 messages" in said and "did you mean /help?" in said and "of 100 tokens" in said
     assert dialogue.sampling.temperature == 0.5
     assert isinstance(dialogue.voice, Parrot) and len(set(dialogue.voice.seeds)) == 5  # /retry is another try

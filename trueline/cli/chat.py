@@ -28,6 +28,7 @@ from trueline.records import Sampling
 from trueline.serve.client import Client
 
 BLOCK = '"""'
+READY, MORE = "> ", "... "
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,7 +127,7 @@ class Screen:
     """What a person types and sees; without a terminal, what comes and goes through the pipe."""
 
     def __init__(self, terminal: bool, read: Callable[[str], str] = input) -> None:
-        self.terminal, self.read = terminal, read
+        self.terminal, self.read, self.prompt = terminal, read, READY
         self.console = Console(highlight=False, markup=False, soft_wrap=True)
         if terminal:
             with contextlib.suppress(ImportError):  # not every system has it
@@ -136,12 +137,13 @@ class Screen:
         """What is typed, message by message; empty ones are passed over."""
         lines = self._lines()
         for line in lines:
-            text = line
+            text, self.prompt = line, MORE
             if text.strip().startswith(BLOCK):
                 text = self._block(text.strip().removeprefix(BLOCK), lines)
             else:
                 while text.endswith("\\"):
                     text = text[:-1] + "\n" + next(lines, "")
+            self.prompt = READY
             if text.strip():
                 yield text
 
@@ -161,13 +163,14 @@ class Screen:
             return
         while True:
             try:
-                yield self.read("> ")
+                yield self.read(self.prompt)
             except EOFError:
                 print()
                 return
             except KeyboardInterrupt as stop:
                 if isinstance(stop, Terminated):
                     raise
+                self.prompt = READY
                 print()
                 self.remark("Ctrl-D or /quit ends")
 

@@ -23,6 +23,7 @@ from trueline.records import TEXT, Conversation, Document, Message, Messages, Sa
 from trueline.rows.reading import read_rows
 from trueline.store import write_atomic
 
+SETTINGS = tuple(one.name for one in dataclasses.fields(Sampling) if one.name != "n")
 ANSWER = "answer"
 """Name of the model's part of a plain text."""
 HELP = """\
@@ -124,6 +125,7 @@ class Dialogue:
                 return self._tokens()
         names = ("help", "system", "set", "retry", "undo", "reset", "save", "load", "tokens", "quit")
         near = difflib.get_close_matches(word, names, 1)
+        near = near or [f"set {one} {rest}".strip() for one in difflib.get_close_matches(word, SETTINGS, 1)]
         raise ValueError(f"there is no command /{word}" + (f"; did you mean /{near[0]}?" if near else "; /help shows those there are"))
 
     def _system(self, text: str) -> str:
@@ -200,10 +202,9 @@ def answers(message: Message) -> bool:
 def setting(sampling: Sampling, name: str, value: str) -> Sampling:
     """Sampling with one field changed by what a person typed."""
     hints = typing.get_type_hints(Sampling)
-    known = [one.name for one in dataclasses.fields(Sampling) if one.name != "n"]
-    if name not in known:
-        near = difflib.get_close_matches(name, known, 1)
-        raise ValueError(f"there is no setting {name!r}; " + (f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"))
+    if name not in SETTINGS:
+        near = difflib.get_close_matches(name, SETTINGS, 1)
+        raise ValueError(f"there is no setting {name!r}; " + (f"did you mean {near[0]}?" if near else f"there are {', '.join(SETTINGS)}"))
     if not value:
         raise ValueError(f"{name} needs a value: /set {name} {_shown(asdict(Sampling())[name]) or 'VALUE'}")
     try:
