@@ -52,8 +52,8 @@ class Runner:
         parameters = list(self.model.parameters())
         places = tuple(p.data_ptr() for p in parameters)
         versions = tuple(0 if p.is_inference() else p._version for p in parameters)
-        before, self._seen = self._seen, (id(self.model), places, versions)
-        if before[:2] != self._seen[:2]:
+        before, self._seen = self._seen, (id(self.model), active_adapters(self.model), places, versions)
+        if before[:3] != self._seen[:3]:
             self.choose()
         return before != self._seen
 
@@ -67,6 +67,7 @@ class Runner:
         """This adapter computes from now on; "" is the base."""
         if self._adapters and active_adapters(self.model) != ((adapter,) if adapter else ()):
             set_adapter(self.model, *([adapter] if adapter else []))
+            self.choose()
 
     def grow(self, num_blocks: int) -> None:
         """Room for so many blocks. What the cache holds is kept."""

@@ -213,6 +213,13 @@ inline void tile(const Heads& a, const int32_t* table, int64_t g, const float* c
     };
     vectors(std::integral_constant<int, 8 / R>{});
     vectors(std::integral_constant<int, 1>{});
+    for (; e < E; ++e)  // a head that is no whole number of vectors
+        for (int r = 0; r < R; ++r) {
+            float value = 0;
+            for (int64_t p = base; p < end; ++p)
+                value = std::fma(rows[r][p - base], one(values + (table[p / S] * a.groups + g) * size + p % S * E + e), value);
+            out[r][e] = value * inverse[r];
+        }
 }
 
 // q and out are [T, H, E]; positions [T].

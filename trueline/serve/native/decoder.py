@@ -19,12 +19,15 @@ from torch import Tensor, nn
 
 from trueline.models.cache import Cache
 from trueline.models.decoder import Decoder, Layer, Norm
+from trueline.models.lora import HeadCopies, LoRALinear
+from trueline.models.lowbit import LowBitLinear
 from trueline.models.rope import rope
 from trueline.serve.native.check import Weight
 
 KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 """`enum Kind` of products.hpp; the same numbers name what the cache holds in attention.hpp."""
 INT8 = 3
+LOW_BIT = {"int8": 3, "int4": 4, "int4_asymmetric": 4, "nf4": 5}
 ACTIVATIONS = {"silu": 0, "gelu": 1, "gelu_new": 2, "gelu_fast": 2, "gelu_pytorch_tanh": 2}
 POINTER, SIZE, INT, FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32, ctypes.c_float
 
@@ -40,9 +43,17 @@ class Chunk(NamedTuple):
     """Logits of the so many last ones are wanted."""
 
 
+class _Adapter(ctypes.Structure):
+    _fields_ = (("a", POINTER), ("b", POINTER), ("scale", FLOAT), ("rank", INT))
+
+
+class _Linear(ctypes.Structure):
+    _fields_ = (("weight", Weight), ("adapter", _Adapter))
+
+
 class _Layer(ctypes.Structure):
     _fields_ = (
-        *((name, Weight) for name in ("q", "k", "v", "o", "gate", "up", "down")),
+        *((name, _Linear) for name in ("q", "k", "v", "o", "gate", "up", "down")),
         *((name, POINTER) for name in (
             "before_attention", "behind_attention", "before_mlp", "behind_mlp", "q_norm", "k_norm",
             "keys", "values", "key_scales", "value_scales", "cos", "sin",
@@ -53,7 +64,7 @@ class _Layer(ctypes.Structure):
 
 class _Model(ctypes.Structure):
     _fields_ = (
-        *((name, SIZE) for name in ("layers", "width", "inner", "heads", "groups", "head_width", "vocabulary", "block_size")),
+        *((name, SIZE) for name in ("layers", "width", "inner", "heads", "groups", "head_width", "vocabulary", "block_size", "rank")),
         *((name, INT) for name in ("stored", "activation", "centred", "norm_width")),
         *((name, FLOAT) for name in (
             "eps", "scale", "cap", "final_cap", "embedding_multiplier", "residual_multiplier", "logits_divisor",
@@ -85,14 +96,23 @@ def refused(model: Decoder) -> str:
         (config.parallel_block, "parallel blocks"),
         (config.learned_positions or config.rotary_dim != config.head_dim, "positions that are not full rotations"),
         (config.qk_norm and config.qk_norm_over == "each", "a norm of its own for each head"),
-        (config.head_dim % 16 != 0, f"heads {config.head_dim} wide"),
+        (config.head_dim % 2 != 0, f"heads {config.head_dim} wide"),
         (any(weight.dtype not in KINDS for weight in weights), "weights of another type"),
-        (any(type(m) is not nn.Linear for m in linears), "adapters"),
+        (not all(map(_known, linears)), "several adapters at once, or in half precision"),
+        (not config.tie_word_embeddings and not isinstance(model.lm_head, nn.Linear | HeadCopies), "an adapter on the head"),
         (not model.fused, "hooks on its modules"),
     ):
         if wrong:
             return reason
     return ""
+
+
+def _known(linear: nn.Module) -> bool:
+    """Whether step.cpp computes this layer."""
+    if isinstance(linear, LoRALinear):
+        names = linear.active
+        return len(names) <= 1 and all(linear.lora_A[name].dtype == torch.float32 for name in names) and _known(linear.base)
+    return type(linear) in (nn.Linear, LowBitLinear)
 
 
 class NativeDecoder:
@@ -106,13 +126,14 @@ class NativeDecoder:
         self._workspace, self._logits = torch.empty(0), torch.empty(0)
         self._turns: dict[bool, tuple[Tensor, Tensor]] = {}
         self._kept: list[Tensor] = []
+        self._rank = 0
         self._cache: Cache | None = None
         self.bind()
 
     def bind(self) -> None:
         """Looks all weights up again: after they were replaced, not merely changed. Norms of half precision are copied."""
         model, config = self.model, self.model.config
-        self._kept = []
+        self._kept, self._rank = [], 0
         self._layers = (_Layer * config.num_hidden_layers)(*(self._layer(layer) for layer in model.layers))
         scale = config.attention_scale
         multiplier = torch.tensor(config.embedding_multiplier, dtype=model.embed_tokens.weight.dtype)  # rounded as the forward does
@@ -125,7 +146,7 @@ class NativeDecoder:
             cap=config.attn_logit_softcapping or 0.0, final_cap=config.final_logit_softcapping or 0.0,
             embedding_multiplier=float(multiplier), residual_multiplier=config.residual_multiplier,
             logits_divisor=config.logits_scaling, embedding=self._weight(model.embed_tokens.weight),
-            head=self._weight(model.head_weight), norm=self._norm(model.norm), layer=self._layers,
+            head=self._weight(model.head_weight), rank=self._rank, norm=self._norm(model.norm), layer=self._layers,
         )  # fmt: skip
         self._cache = None
 
@@ -148,7 +169,7 @@ class NativeDecoder:
             else:
                 last.extend(range(len(ids) - chunk.wanted, len(ids)))
         T, N, V = len(ids), len(last), self.model.config.vocab_size
-        if T == len(chunks):
+        if len(chunks) == T:
             positions_T = np.array(starts, np.int32)
         else:
             positions_T = np.concatenate(
@@ -184,26 +205,42 @@ class NativeDecoder:
             k_norm=self._norm(attention.k_norm) if attention.qk_norm else None, window=window or 0,
         )  # fmt: skip
 
-    def _linear(self, module: nn.Module) -> Weight:
-        assert isinstance(module, nn.Linear)
-        weight = self._weight(module.weight)
+    def _linear(self, module: nn.Module) -> _Linear:
+        adapter = _Adapter()
+        if isinstance(module, LoRALinear):
+            for name in module.active:
+                a_RK, b_NR = (self._kept_as_is(matrices[name]) for matrices in (module.lora_A, module.lora_B))
+                adapter = _Adapter(a_RK.data_ptr(), b_NR.data_ptr(), module.scales[name], len(a_RK))
+                self._rank = max(self._rank, len(a_RK))
+            module = module.base
+        if isinstance(module, LowBitLinear):
+            codes, scales, zeros = (None if x is None else self._kept_as_is(x) for x in (module.codes, module.scales, module.zeros))
+            assert codes is not None and scales is not None
+            weight = Weight(
+                codes.data_ptr(), scales.data_ptr(), None if zeros is None else zeros.data_ptr(), None,
+                module.out_features, module.in_features, LOW_BIT[module.code], module.group,
+            )  # fmt: skip
+        else:
+            assert isinstance(module, nn.Linear)
+            weight = self._weight(module.weight)
         if module.bias is not None:
             weight.bias = self._float32(module.bias)
-        return weight
+        return _Linear(weight, adapter)
+
+    def _kept_as_is(self, tensor: Tensor) -> Tensor:
+        """In one piece; it lives as long as its address is used."""
+        self._kept.append(tensor.detach().contiguous())
+        return self._kept[-1]
 
     def _weight(self, tensor: Tensor) -> Weight:
-        tensor = tensor.detach()
-        if not tensor.is_contiguous():
-            tensor = tensor.contiguous()
-        self._kept.append(tensor)
-        return Weight(tensor.data_ptr(), None, None, None, *tensor.shape, KINDS[tensor.dtype], 0)
+        kept = self._kept_as_is(tensor)
+        return Weight(kept.data_ptr(), None, None, None, *kept.shape, KINDS[kept.dtype], 0)
 
     def _norm(self, norm: nn.Module) -> int | None:
         return self._float32(norm.weight) if isinstance(norm, Norm) else None
 
     def _float32(self, tensor: Tensor) -> int:
-        self._kept.append(tensor.detach().float().contiguous())
-        return self._kept[-1].data_ptr()
+        return self._kept_as_is(tensor.float()).data_ptr()
 
     def _attach(self, cache: Cache) -> None:
         """Writes into this cache from now on."""

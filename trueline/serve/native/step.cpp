@@ -7,13 +7,26 @@
 // each product. Activations are float32 whatever the weights are.
 //
 // Legend: T new tokens, N wanted ones, D width, F inner width, H query heads, G key-value heads, E width of a head, V vocabulary.
-// Left out: adapters, LayerNorm, parallel blocks, partial rotations, learned positions, devices other than the CPU.
+// Left out: several adapters at once, LayerNorm, parallel blocks, partial rotations, learned positions, devices other than the CPU.
+#include <initializer_list>
+
 #include "attention.hpp"
 
 extern "C" {
 
+struct Adapter {
+    const float *a, *b;  // [rank, K] and [N, rank]
+    float scale;
+    int32_t rank;        // 0: none
+};
+
+struct Linear {  // W x + scale B A x
+    Weight weight;
+    Adapter adapter;
+};
+
 struct Layer {
-    Weight q, k, v, o, gate, up, down;
+    Linear q, k, v, o, gate, up, down;
     const float *before_attention, *behind_attention, *before_mlp, *behind_mlp, *q_norm, *k_norm;  // null: no such norm
     void *keys, *values;               // [blocks, G, E, S] and [blocks, G, S, E]
     float *key_scales, *value_scales;  // [blocks, G, S] or null
@@ -22,7 +35,7 @@ struct Layer {
 };
 
 struct Model {
-    int64_t layers, width, inner, heads, groups, head_width, vocabulary, block_size;
+    int64_t layers, width, inner, heads, groups, head_width, vocabulary, block_size, rank;  // rank: the adapters' largest
     int32_t stored, activation, centred, norm_width;  // activation 0 SiLU, 1 GELU, 2 its tanh form; norm_width 1: q and k normed over all heads
     float eps, scale, cap, final_cap, embedding_multiplier, residual_multiplier, logits_divisor;
     Weight embedding, head;
@@ -43,7 +56,7 @@ struct Batch {
 
 int64_t trueline_workspace(const Model* m, int64_t T) {
     const int64_t H = m->heads * m->head_width, G = m->groups * m->head_width;
-    return T * (3 * m->width + 2 * H + 2 * G + 2 * m->inner) + 64;
+    return T * (3 * m->width + 2 * H + 2 * G + 2 * m->inner + 3 * m->rank) + 64;
 }
 
 }  // extern "C"
@@ -116,7 +129,7 @@ struct Step {
     const Model& m;
     const Batch& b;
     int64_t T, D, H, G, E;
-    float *x, *normed, *part, *q, *k, *v, *seen, *gate, *up;
+    float *x, *normed, *part, *q, *k, *v, *seen, *gate, *up, *low[3];
     std::vector<attention::Unit> units;
     std::vector<int64_t> places;  // of each new token in the cache
 
@@ -126,6 +139,7 @@ struct Step {
         x = take(D), normed = take(D), part = take(D);
         q = take(H * E), seen = take(H * E), k = take(G * E), v = take(G * E);
         gate = take(m.inner), up = take(m.inner);
+        for (float*& each : low) each = take(m.rank);
         for (int64_t s = 0; s < b.sequences; ++s) {
             const int32_t* table = b.tables + b.table_at[s];
             for (int64_t t = b.firsts[s]; t < b.firsts[s + 1]; ++t)
@@ -153,12 +167,39 @@ struct Step {
         for (int64_t t = 0; t < T; ++t) norm_row(m, from + t * D, weight, D, to + t * D);
     }
 
+    // scale A x of the adapters of layers that read one input, into low[0], low[1], ...
+    void lower(std::initializer_list<const Linear*> linears, const float* input) {
+        int i = 0;
+        for (const Linear* linear : linears) {
+            float* to = low[i++];
+            const Adapter& adapter = linear->adapter;
+            const int64_t rank = adapter.rank, K = linear->weight.K;
+            if (!rank) continue;
+#pragma omp for schedule(dynamic)
+            for (int64_t r = 0; r < rank; r += 4) {
+                const int64_t end = std::min(rank, r + 4);
+                product({adapter.a, nullptr, nullptr, nullptr, rank, K, F32, 0}, input, K, T, to, rank, r, end, false);
+                for (int64_t t = 0; t < T; ++t)
+                    for (int64_t i = r; i < end; ++i) to[t * rank + i] *= adapter.scale;
+            }
+        }
+    }
+
+    // Outputs from..to of a layer, whose adapter was lowered into `low`.
+    void apply(const Linear& linear, const float* low, const float* input, float* y, int64_t ldy, int64_t from, int64_t to, bool add) {
+        const Weight& w = linear.weight;
+        const int32_t rank = linear.adapter.rank;
+        product(w, input, w.K, T, y, ldy, from, to, add);
+        if (rank) product({linear.adapter.b, nullptr, nullptr, nullptr, w.N, rank, F32, 0}, low, rank, T, y, ldy, from, to, true);
+    }
+
     // x += multiplier * norm(w input): what a half of a layer gives to the stream.
-    void give(const Weight& w, const float* input, const float* norm) {
+    void give(const Linear& linear, const float* input, const float* norm) {
         const bool plain = !norm && m.residual_multiplier == 1.0f;
+        lower({&linear}, input);
 #pragma omp for schedule(dynamic)
         for (int64_t n = 0; n < D; n += CHUNK)
-            product(w, input, w.K, T, plain ? x : part, D, n, std::min(D, n + CHUNK), plain);
+            apply(linear, low[0], input, plain ? x : part, D, n, std::min(D, n + CHUNK), plain);
         if (plain) return;
 #pragma omp for schedule(static)
         for (int64_t t = 0; t < T; ++t) {
@@ -186,11 +227,13 @@ struct Step {
     }
 
     void project(const Layer& layer, const attention::Heads& heads, const float* input) {
+        lower({&layer.q, &layer.k, &layer.v}, input);
 #pragma omp for schedule(dynamic)
         for (int64_t unit = 0; unit < H + 2 * G; ++unit) {
-            const bool query = unit < H, key = !query && unit < H + G;
-            const int64_t h = query ? unit : key ? unit - H : unit - H - G, per_row = query ? H : G;
-            product(query ? layer.q : key ? layer.k : layer.v, input, D, T, query ? q : key ? k : v, per_row * E, h * E, (h + 1) * E, false);
+            const int kind = unit < H ? 0 : unit < H + G ? 1 : 2;
+            const int64_t h = kind == 0 ? unit : kind == 1 ? unit - H : unit - H - G, per_row = kind == 0 ? H : G;
+            const Linear& linear = kind == 0 ? layer.q : kind == 1 ? layer.k : layer.v;
+            apply(linear, low[kind], input, kind == 0 ? q : kind == 1 ? k : v, per_row * E, h * E, (h + 1) * E, false);
             if (!m.norm_width) finish_head(layer, heads, unit);
         }
         if (!m.norm_width) return;
@@ -232,11 +275,12 @@ struct Step {
         give(layer.o, seen, layer.behind_attention);
         const float* input = x;
         if (layer.before_mlp) norm_rows(layer.before_mlp, x, normed), input = normed;
+        lower({&layer.gate, &layer.up}, input);
 #pragma omp for schedule(dynamic)
         for (int64_t n = 0; n < m.inner; n += CHUNK) {
             const int64_t end = std::min(m.inner, n + CHUNK);
-            product(layer.gate, input, D, T, gate, m.inner, n, end, false);
-            product(layer.up, input, D, T, up, m.inner, n, end, false);
+            apply(layer.gate, low[0], input, gate, m.inner, n, end, false);
+            apply(layer.up, low[1], input, up, m.inner, n, end, false);
             gated(m, gate, up, T, n, end);
         }
         give(layer.down, gate, layer.behind_mlp);
