@@ -6,6 +6,7 @@ exactly its own tokens is found at once, whichever of sharing, copying, swapping
 
 from __future__ import annotations
 
+import random
 from collections import Counter
 from collections.abc import Callable
 
@@ -37,9 +38,10 @@ class World:
         self.scheduler = Scheduler(self.blocks, **settings)  # type: ignore[arg-type]
         self.draw = draw or (lambda running: (7 * running.response + 3 * running.request.id + len(running.ids)) % 5)
         self.memory: list[list[Slot]] = [[None] * block_size for _ in range(num_blocks)]
-        self.host: list[list[Slot]] = [[None] * block_size for _ in range(self.scheduler.host.num_blocks)]
+        self.host: list[list[Slot]] = [[None] * block_size for _ in range(self.scheduler.host.blocks.num_blocks)]
         self.finished: list[tuple[int, int, tuple[int, ...]]] = []
         self.copied = self.steps = 0
+        self.rng = random.Random(0)
 
     def step(self) -> Plan:
         """Schedules, computes, draws."""
@@ -60,6 +62,7 @@ class World:
             self.check_content(running, running.computed + count)
         for running, count in plan.chunks:
             self.commit(running, count)
+        self.search([running for running, _ in plan.chunks if running.request.options.beams])
         self.check()
         return plan
 
@@ -77,9 +80,9 @@ class World:
         assert held == [(place, tokens[place], running.request.options.adapter) for place in range(computed)], size
 
     def commit(self, running: Running, count: int) -> None:
-        """Draws, accepts drafts, forks siblings, ends responses at their limit. Beams are left to the tests."""
+        """Draws, accepts drafts, forks siblings, ends responses at their limit. Beams are computed only (see `search`)."""
         request = running.request
-        if running.computed + count < running.length + len(running.draft):
+        if request.options.beams or running.computed + count < running.length + len(running.draft):
             self.scheduler.computed(running, count)
             return
         forks = []
@@ -102,6 +105,28 @@ class World:
             if len(each.ids) == request.limit:
                 self.finish(each)
 
+    def search(self, computed: list[Running]) -> None:
+        """A step of every beam search whose beams are computed: they all are, or none; parents are chosen by chance."""
+        ready: dict[int, list[Running]] = {}
+        for running in computed:
+            if running.computed == running.length:
+                ready.setdefault(running.request.id, []).append(running)
+        for beams in ready.values():
+            group = self.scheduler._group[beams[0]]
+            assert set(beams) == set(group.active) and not group.pending, "beams take their steps together"
+            parents = [self.rng.randrange(len(beams)) for _ in range(beams[0].request.options.beams)]
+            children = [
+                beams[p] if p not in parents[:i] else self.scheduler.fork(beams[p], i, i) for i, p in enumerate(parents)
+            ]
+            for number, beam in enumerate(beams):
+                if number not in parents:
+                    self.scheduler.finish(beam)
+            for number, beam in enumerate(children):
+                beam.ids.append(number)
+                if len(beam.ids) == beam.request.limit:
+                    self.finished.append((beam.request.id, number, tuple(beam.ids)))
+                    self.scheduler.finish(beam)
+
     def finish(self, running: Running) -> None:
         self.finished.append((running.request.id, running.response, tuple(running.ids)))
         self.scheduler.finish(running)
@@ -118,6 +143,10 @@ class World:
             written = running.table[first // self.blocks.block_size : last // self.blocks.block_size + 1]
             assert all(references[block] == 1 for block in written)
             assert len(running.table) * self.blocks.block_size > last
+        assert all(
+            count == 1 + len(running.draft) or running.computed + count <= running.length
+            for running, count in plan.chunks
+        )
         targets = [target for _, target in plan.copies]
         assert len(set(targets)) == len(targets) and not set(targets) & {source for source, _ in plan.copies}
         written_by = {running.table[running.computed // self.blocks.block_size] for running in runnings}
@@ -143,8 +172,8 @@ class World:
             assert None not in held
             key = blocks._key[block]
             assert key is not None and np.array([slot[1] for slot in held if slot], dtype=np.int32).tobytes() == key[1]
-        hosted = Counter(block for table in scheduler._hosted.values() for block in table)
-        host = scheduler.host
+        hosted = Counter(block for table in scheduler.host._tables.values() for block in table)
+        host = scheduler.host.blocks
         assert [hosted[block] for block in range(host.num_blocks)] == host.references
         assert sorted([*host._blank, *hosted]) == list(range(host.num_blocks))
         for running in runnings:
@@ -156,7 +185,7 @@ class World:
                 assert blocks.needed(running.computed) <= len(running.table) <= blocks.needed(running.length)
                 self.check_content(running, running.computed)
             else:
-                assert not running.table and (running in scheduler._hosted or running.computed == 0)
+                assert not running.table and (running in scheduler.host or running.computed == 0)
         ranks = [group.rank for group in scheduler._groups]
         assert ranks == sorted(ranks) and all(group.active or group.pending for group in scheduler._groups)
         assert scheduler._slots == sum(group.slots for group in scheduler._groups) <= scheduler.max_batch
@@ -166,5 +195,5 @@ class World:
         while self.scheduler.busy:
             self.step()
             assert self.steps < most, "no end"
-        assert self.blocks.used == 0 and self.scheduler.host.used == 0 and not self.scheduler._group
+        assert self.blocks.used == 0 and self.scheduler.host.blocks.used == 0 and not self.scheduler._group
         return self

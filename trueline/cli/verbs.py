@@ -86,6 +86,12 @@ OTHERS = (
         "trueline.cli.runs:Repeat",
         "repeat a run from its folder, or finish one that was stopped",
     ),
+    Verb(
+        "bench serve",
+        "Look after runs",
+        "trueline.cli.bench:Serve",
+        "what the engine's paged cache saves, simulated: waste, sharing, requests in flight",
+    ),
     Verb("env", "Look after runs", "trueline.cli.runs:Env", "versions and machine, to paste into a bug report"),
 )
 

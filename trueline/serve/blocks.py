@@ -136,12 +136,15 @@ class Blocks:
             number = self._number[block]
         return found
 
+    def key(self, table: Sequence[int], index: int, ids: bytes, salt: str) -> tuple[int, bytes]:
+        """Under which block `index` of a table is found once it is sealed; those before it are."""
+        return self._number[table[index - 1]] if index else self._root(salt), ids
+
     def seal(self, table: Sequence[int], index: int, ids: bytes, salt: str) -> None:
         """Block `index` of a table is full of these tokens: others may share it from now on."""
         block = table[index]
-        before = self._number[table[index - 1]] if index else self._root(salt)
-        assert before and self._number[block] == 0 and len(ids) == 4 * self.block_size
-        key = (before, ids)
+        key = self.key(table, index, ids, salt)
+        assert key[0] and self._number[block] == 0 and len(ids) == 4 * self.block_size
         known = self._found.get(key)
         if known is not None:  # computed twice at the same time: the first one stays the one to find
             self._number[block] = self._number[known]

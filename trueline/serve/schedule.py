@@ -20,10 +20,12 @@ from array import array
 from bisect import insort
 
 from trueline.serve.blocks import Blocks
+from trueline.serve.group import AHEAD, Group
 from trueline.serve.noise import noise_key
 from trueline.serve.plan import Plan
 from trueline.serve.request import Request, Running
-from trueline.serve.waiting import Full, Group, Waiting
+from trueline.serve.swap import Swap
+from trueline.serve.waiting import Full, Waiting
 
 
 class Scheduler:
@@ -47,16 +49,17 @@ class Scheduler:
                 f"max_batch must be at least 1 and max_tokens_per_step at least max_batch (one token for every response), "
                 f"got {max_batch} and {max_tokens_per_step}"
             )
-        self.blocks, self.host = blocks, Blocks(swap_blocks, blocks.block_size)
+        self.blocks, self.host = blocks, Swap(swap_blocks, blocks.block_size)
         self.max_batch, self.max_tokens, self.max_waiting = max_batch, max_tokens_per_step, max_waiting
         self.recompute_cost = recompute_cost
         self._waiting = Waiting(patience)
         self._groups: list[Group] = []  # that run, by rank
         self._group: dict[Running, Group] = {}  # of every response with or without blocks
-        self._hosted: dict[Running, list[int]] = {}  # the host blocks of its first `computed` tokens
+        self._filling: set[tuple[int, bytes]] = set()  # prefixes that this step computes
         self._slots = self._starts = self._steps = 0
         self._turns: dict[str, int] = {}  # the last step of each adapter
         self._stuck = False  # the last plan had no chunks
+        self._refused: tuple[Running | None, int] = None, 0  # who found no room last, in how many free blocks
         self.preemptions = self.swaps = 0
         """Requests that lost their blocks, and how many of them to the host pool."""
 
@@ -71,6 +74,11 @@ class Scheduler:
     def waiting(self) -> int:
         """Requests that never started."""
         return self._waiting.new
+
+    @property
+    def preempted(self) -> int:
+        """Requests that wait to go on."""
+        return len(self._waiting.groups()) - self._waiting.new
 
     @property
     def running(self) -> list[Running]:
@@ -115,6 +123,7 @@ class Scheduler:
     def finish(self, running: Running) -> None:
         """A response has ended; its blocks are free."""
         group = self._group[running]
+        assert running in group.active, "only who has just been computed can end; `cancel` is for the others"
         self._drop(running, group)
         if not group.beams:
             group.slots -= 1
@@ -142,10 +151,8 @@ class Scheduler:
         """The weights have changed: nothing computed before counts. What runs is computed again from its tokens."""
         for group in list(self._groups):
             self._preempt(group, None)
-        for running, table in self._hosted.items():
-            self.host.free(table)
+        for running in self.host.clear():
             running.computed = 0
-        self._hosted.clear()
         self.blocks.reset()
 
     # -- a step ------------------------------------------------------------------------------------------------------
@@ -153,6 +160,7 @@ class Scheduler:
     def schedule(self) -> Plan:
         """Decides the next step. Adapters take turns, those that have nothing to compute are passed over."""
         plan, preemptions = Plan(), self.preemptions
+        self._filling.clear()
         if self._stuck and len(self._groups) > 1:  # beam searches that wait for one another's blocks
             self._preempt(self._groups[-1], plan)
         for adapter in self._adapters():
@@ -177,8 +185,7 @@ class Scheduler:
         old = running.computed
         new = running.computed = old + count
         for index in range(old // size, new // size):
-            ids = _bytes(running, index * size, (index + 1) * size)
-            blocks.seal(table, index, ids, running.request.options.adapter)
+            blocks.seal(table, index, self._block(running, index), running.request.options.adapter)
         if len(table) * size >= new + size:  # a block is empty: for known tokens it stays, for rejected drafts it goes
             blocks.trim(table, max(new, running.length))
 
@@ -204,7 +211,7 @@ class Scheduler:
         for group in list(self._groups):
             if group.adapter != adapter:
                 continue
-            if group.pending or (group.beams and not _level(group)):
+            if group.pending or (group.beams and not group.level):
                 behind.append(group)
                 if group.beams:
                     continue
@@ -269,20 +276,15 @@ class Scheduler:
     def _rejoin(self, plan: Plan, group: Group, left: int) -> int:
         """Preempted responses of a running group enter again, as there is room. Those that are computed again wait until another
         one has computed what they can share with it."""
-        while group.pending and left > 0 and (group.pending[0] in self._hosted or not self._behind(group)):
+        while (
+            group.pending and left > 0 and (group.pending[0] in self.host or not group.behind(self.blocks.block_size))
+        ):
             running = group.pending[0]
             if not self._enter(running, group, plan, self._slots):
                 break
             group.active.append(group.pending.pop(0))
             left = self._chunk(plan, group, running, left)
         return left
-
-    def _behind(self, group: Group) -> bool:
-        """Whether the prompt, or for beams any token, is still being computed."""
-        if group.beams:
-            return any(running.length - running.computed > 1 for running in group.active)
-        prompt = len(group.request.ids) // self.blocks.block_size * self.blocks.block_size
-        return any(running.computed < prompt for running in group.active)
 
     def _admit(self, plan: Plan, left: int) -> None:
         """Starts those who wait, strictly in their order, and those who were preempted before them."""
@@ -314,33 +316,44 @@ class Scheduler:
         count = min(missing, left)
         if count > 0:
             plan.chunks.append((running, count))
+            first = running.computed // self.blocks.block_size
+            self._filling.add(self.blocks.key(running.table, first, self._block(running, first), group.adapter))
         return left - count
 
     def _enter(self, running: Running, group: Group, plan: Plan, slots: int) -> bool:
         """Gives a response blocks for all its tokens, as many as possible with a known prefix. False: there is no room."""
         blocks, size, length = self.blocks, self.blocks.block_size, running.length
-        # all responses then keep room for one more block, so that nobody is preempted as soon as somebody enters
-        reserve = slots if any(other is not group and other.active for other in self._groups) else 0
-        if blocks.available < reserve:
+        alone = not any(other is not group and other.active for other in self._groups)
+        if not alone and self._refused[0] is running and blocks.available <= self._refused[1]:
             return False
-        adapter = running.request.options.adapter
         scored = running.request.options.prompt_logps and not running.ids  # then every token of the prompt is computed
-        shared = [] if scored else blocks.match(_bytes(running, 0, length), adapter)
-        fresh = blocks.needed(length) - len(shared)
+        shared = [] if scored else blocks.match(_bytes(running, 0, length), group.adapter)
+        known = len(shared)
+        following = blocks.key(shared, known, self._block(running, known), group.adapter)
+        if following in self._filling and length > (known + 1) * size and not scored and running not in self.host:
+            return False  # another one computes it just now: in the next step it need not be computed again
+        fresh = blocks.needed(length) - known
         cost = fresh + sum(blocks.references[block] == 0 for block in shared)
-        if cost + reserve > blocks.available:
+        if not alone and cost + slots * blocks.needed(AHEAD) > blocks.available:  # else look closer
+            cost += sum(each.growth(blocks) for each in {*self._groups, group})
+        if cost > blocks.available:
+            self._refused = running, blocks.available
             return False
         blocks.hold(shared)
         running.table = table = shared + [blocks.take() for _ in range(fresh)]
-        hosted = self._hosted.pop(running, None)
+        hosted = self.host.back(running)
         if hosted is not None:
             kept = running.computed
-            plan.swap_in.extend(zip(hosted[len(shared) :], table[len(shared) : blocks.needed(kept)], strict=True))
-            for index in range(len(shared), kept // size):
-                blocks.seal(table, index, _bytes(running, index * size, (index + 1) * size), adapter)
-            self.host.free(hosted)
-        running.computed = max(running.computed, len(shared) * size)
+            plan.swap_in.extend(zip(hosted[known:], table[known : blocks.needed(kept)], strict=True))
+            for index in range(known, kept // size):
+                blocks.seal(table, index, self._block(running, index), group.adapter)
+        running.computed = max(running.computed, known * size)
         return True
+
+    def _block(self, running: Running, index: int) -> bytes:
+        """The tokens of one of its blocks."""
+        size = self.blocks.block_size
+        return _bytes(running, index * size, (index + 1) * size)
 
     # -- preemption --------------------------------------------------------------------------------------------------
 
@@ -356,19 +369,13 @@ class Scheduler:
             for index, block in enumerate(running.table[: self.blocks.needed(running.computed)])
         }
         moved, again = 2 * size * len(filled), self.recompute_cost * sum(filled.values())
-        swap = plan is not None and len(filled) <= self.host.available and moved < again
-        if plan is not None and swap:
+        if plan is not None and len(filled) <= self.host.blocks.available and moved < again:
             self.swaps += 1
-            host = {block: self.host.take() for block in filled}
-            plan.swap_out.extend(host.items())
-            for running in group.active:
-                self._hosted[running] = [host[block] for block in running.table[: self.blocks.needed(running.computed)]]
-                self.host.hold(self._hosted[running])
-            self.host.free(list(host.values()))
+            plan.swap_out.extend(self.host.out(filled, group.active))
         for running in group.active:
             self.blocks.free(running.table)
             running.table, running.draft = [], []
-            if not swap:
+            if running not in self.host:
                 running.computed = 0
         group.pending[:0] = group.active
         group.active = []
@@ -378,15 +385,9 @@ class Scheduler:
         """A response leaves its group with everything it has."""
         self.blocks.free(running.table)
         running.table = []
-        if (hosted := self._hosted.pop(running, None)) is not None:
-            self.host.free(hosted)
+        self.host.back(running)
         (group.active if running in group.active else group.pending).remove(running)
         del self._group[running]
-
-
-def _level(group: Group) -> bool:
-    """Whether all beams of a group stand before their newest token."""
-    return not group.pending and len({running.length - running.computed for running in group.active}) == 1
 
 
 def _bytes(running: Running, start: int, stop: int) -> bytes:

@@ -14,38 +14,11 @@ from bisect import insort
 from collections import deque
 from dataclasses import dataclass, field
 
-from trueline.serve.request import Request, Running
+from trueline.serve.group import Group
 
 
 class Full(ValueError):
     """The queue is full: try again later."""
-
-
-@dataclass(eq=False)
-class Group:
-    """A request with its responses: they start, wait and are preempted together."""
-
-    request: Request
-    priority: int
-    slots: int
-    """Places in the batch that it takes while it runs."""
-    started: int = 0
-    """Counts the starts; a preempted one keeps its number. 0: not yet."""
-    active: list[Running] = field(default_factory=list)
-    """Responses with blocks."""
-    pending: list[Running] = field(default_factory=list)
-    """Responses that were preempted and have no blocks (yet)."""
-
-    adapter: str = field(init=False)
-    beams: int = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.adapter, self.beams = self.request.options.adapter, self.request.options.beams  # asked in every step
-
-    @property
-    def rank(self) -> tuple[int, int]:
-        """Running groups are served in this order, and preempted from its end."""
-        return -self.priority, self.started
 
 
 @dataclass
