@@ -17,6 +17,9 @@ import numpy as np
 from trueline.records import Sample, Sampling
 from trueline.serve.penalties import Tally
 
+MAX_LOOKUP = 64
+"""Tokens that speculative decoding tries at once: more are rarely accepted, and each is computed."""
+
 
 @dataclass(frozen=True)
 class Constraint:
@@ -189,6 +192,50 @@ def check_sampling(sampling: Sampling, vocab_size: int, has_tokenizer: bool) -> 
         (
             any(not 0 <= i < vocab_size for i in s.stop_ids),
             f"stop_ids {s.stop_ids} must be token ids between 0 and {vocab_size - 1}",
+        ),
+        (
+            not 0 < s.repetition_penalty < math.inf,
+            f"repetition_penalty must be above 0, got {s.repetition_penalty}: 1 changes nothing",
+        ),
+        (
+            not (math.isfinite(s.presence_penalty) and math.isfinite(s.frequency_penalty)),
+            f"presence_penalty and frequency_penalty must be finite, got {s.presence_penalty} and {s.frequency_penalty}",
+        ),
+        (
+            any(not (0 <= i < vocab_size and math.isfinite(bias)) for i, bias in s.logit_bias),
+            f"logit_bias must give token ids between 0 and {vocab_size - 1} finite numbers",
+        ),
+        (len(dict(s.logit_bias)) < len(s.logit_bias), "logit_bias names a token id twice: give each one number"),
+    )
+    for wrong, sentence in problems:
+        if wrong:
+            raise ValueError(sentence)
+
+
+def check_options(options: Options, sampling: Sampling, vocab_size: int, has_tokenizer: bool) -> None:
+    """Refuses values that cannot be meant, and what cannot go together. A constraint's own text is checked where it is compiled."""
+    o, s = options, sampling
+    beams = o.beams > 0
+    problems = (
+        (not 0 <= o.top_logps <= vocab_size, f"top_logps must lie between 0 and {vocab_size}, got {o.top_logps}"),
+        (not 0 <= o.lookup <= MAX_LOOKUP, f"lookup must lie between 0 (none) and {MAX_LOOKUP} tokens, got {o.lookup}"),
+        (
+            not 0 <= 2 * o.beams <= vocab_size,
+            f"beams must lie between 0 (none) and half the vocabulary, {vocab_size // 2}, got {o.beams}",
+        ),
+        (not math.isfinite(o.length_penalty), f"length_penalty must be finite, got {o.length_penalty}"),
+        (
+            o.constraint is not None and not has_tokenizer,
+            "a constraint is on text and needs a tokenizer: pass one to Engine(model, tokenizer)",
+        ),
+        (beams and s.n > o.beams, f"n={s.n} hypotheses need as many beams, got {o.beams}: raise beams, or lower n"),
+        (
+            beams and (s.temperature not in (0, 1) or s.top_k > 0 or s.top_p < 1 or s.min_p > 0 or s.shifts),
+            "beam search ranks by the model's own log-probs: leave temperature, top_k, top_p, min_p, the penalties and logit_bias out",
+        ),
+        (
+            beams and (o.constraint is not None or o.lookup > 0 or o.top_logps > 0 or bool(s.stop)),
+            "beam search goes without constraint, lookup, top_logps and stop strings: leave these out, or beams",
         ),
     )
     for wrong, sentence in problems:
