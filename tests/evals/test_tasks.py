@@ -153,10 +153,26 @@ def test_numbers_are_read_out_of_responses(data: Path, ours: Any) -> None:
 
     said = iter(["First 9, then 0.", "1,0", "so 7 and 2.0"])
     model = HarnessModel(replace(ours.parts, context=1000, sample=draw, text=lambda sample, stop: next(said)))
-    found = measure(model, ["local_svamp"], manager(["local_svamp"], ()), keep_samples=True)
+    found = measure(model, ["local_svamp"], manager(["local_svamp"], ()))
     assert found.results[0].value == pytest.approx(2 / 3)
     prompts = [row["arguments"][0][0] for row in found.samples["local_svamp"]]
     assert prompts[1] == "Question: Ann has 1 pears. How many?\nAnswer:"
+
+
+def test_the_error_of_a_likelihood_per_byte() -> None:
+    """Against resampling the documents many times."""
+    from trueline.evals.tasks.harness import _error
+
+    rng = np.random.default_rng(0)
+    sizes = rng.integers(50, 400, 300)
+    logps = -sizes * (0.9 + 0.3 * rng.standard_normal(300))
+    samples = [{"bits_per_byte": pair, "byte_perplexity": pair} for pair in zip(logps, sizes, strict=True)]
+    picks = rng.integers(0, 300, (4000, 300))
+    ratios = -logps[picks].sum(1) / sizes[picks].sum(1)
+    assert _error("N/A", "bits_per_byte", 0, samples) == pytest.approx((ratios / np.log(2)).std(), rel=0.05)
+    value = float(np.exp(-logps.sum() / sizes.sum()))
+    assert _error("N/A", "byte_perplexity", value, samples) == pytest.approx(np.exp(ratios).std(), rel=0.05)
+    assert _error("N/A", "exact_match", 0, samples) is None and _error(0.5, "acc", 0, samples) == 0.5
 
 
 @pytest.mark.parametrize(
@@ -164,6 +180,7 @@ def test_numbers_are_read_out_of_responses(data: Path, ours: Any) -> None:
     [
         (("--tasks", "local_piqua"), "did you mean 'local_piqa'"),
         (("--tasks", "local_boolq"), "there is no"),
+        (("--tasks", "local_piqa", "--num_fewshot", "x"), "write a whole number"),
         ((), "needs --data FILE_OR_HUB_ID ... or --tasks NAME"),
         (("--tasks", "local_piqa", "--data", "x.jsonl"), "and not both"),
         (("--tasks", "local_piqa", "--model", "elsewhere"), "two models are named"),

@@ -53,6 +53,9 @@ def run_tasks(asked: Tasks, model: str, *, limit: int, out: Path | None, device:
     """Print a table, write what was asked for. `limit` documents of each task; 0 is all."""
     if importlib.util.find_spec("lm_eval") is None:
         raise ValueError("--tasks needs lm-evaluation-harness, which is not installed: pip install 'trueline[eval]'")
+    if model.startswith(("http://", "https://")):
+        raise ValueError(f"{model} is an address: lm_eval --model local-completions asks it, with the same task files "
+                         f"(--include_path {Path(__file__).parents[1] / 'evals' / 'tasks'})")  # fmt: skip
     from trueline.evals.tasks.harness import manager, measure, plain
 
     console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 120)
@@ -63,7 +66,7 @@ def run_tasks(asked: Tasks, model: str, *, limit: int, out: Path | None, device:
     with quiet():
         found = measure(
             found_model, asked.tasks, tasks, limit=limit or None, shots=shots,
-            chat=asked.chat, system=asked.system, keep_samples=asked.samples is not None,
+            chat=asked.chat, system=asked.system,
         )  # fmt: skip
     console.print(table(found))
     if found_model.cut:

@@ -11,8 +11,9 @@ from __future__ import annotations
 import difflib
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from types import FunctionType
 from typing import TYPE_CHECKING, Any
@@ -84,7 +85,7 @@ def manager(names: Sequence[str], include: Sequence[Path]) -> TaskManager:
 
 def measure(
     model: HarnessModel, names: Sequence[str], tasks: TaskManager, *,
-    limit: int | None = None, shots: int | None = None, chat: bool = False, system: str = "", keep_samples: bool = False,
+    limit: int | None = None, shots: int | None = None, chat: bool = False, system: str = "",
 ) -> Found:  # fmt: skip
     """Ask, score, summarise. `limit` documents of each task; `shots` solved examples; `chat`: through the chat template."""
     from lm_eval import evaluate
@@ -99,11 +100,12 @@ def measure(
         task.set_fewshot_seed(seed=1234)  # lm_eval's own
     said = evaluate(
         model, loaded, limit=limit, apply_chat_template=chat, fewshot_as_multiturn=chat, system_instruction=system or None,
-        log_samples=keep_samples, bootstrap_iters=1000,
+        log_samples=True, bootstrap_iters=1000,
     )  # fmt: skip
     assert said is not None, "one process asks"
     results = tuple(
-        Result(task, metric, how, float(value), _number(values.get(f"{metric}_stderr,{how}")),
+        Result(task, metric, how, float(value),
+               _error(values.get(f"{metric}_stderr,{how}"), metric, float(value), said["samples"].get(task, ())),
                said["n-samples"].get(task, {}).get("effective", 0), int(said["n-shot"].get(task) or 0))
         for task, values in said["results"].items()
         for key, value in values.items()
@@ -119,10 +121,9 @@ def measure(
         "n-shot",
         "higher_is_better",
         "n-samples",
-        "config",
-        "lm_eval_version",
     )
-    return Found(results, {key: said[key] for key in kept if key in said}, said.get("samples", {}))
+    detail = {"lm_eval_version": version("lm_eval"), **{key: said[key] for key in kept if key in said}}
+    return Found(results, detail, said["samples"])
 
 
 def plain(value: Any) -> str:
@@ -130,6 +131,14 @@ def plain(value: Any) -> str:
     return value.__qualname__ if isinstance(value, FunctionType | type) else str(value)
 
 
-def _number(value: Any) -> float | None:
-    """A standard error; lm_eval says "N/A" where there is none."""
-    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
+def _error(said: Any, metric: str, value: float, samples: Sequence[Mapping[str, Any]]) -> float | None:
+    """The standard error that lm_eval says. It has none ("N/A") for likelihoods per byte or word: those are ratios of two sums over
+    documents, whose error is that of the residuals (the ratio estimator; Cochran, Sampling Techniques, 6.4)."""
+    if isinstance(said, int | float) and math.isfinite(said):
+        return float(said)
+    if metric not in ("bits_per_byte", "byte_perplexity", "word_perplexity") or len(samples) < 2:
+        return None
+    logps_N, sizes_N = np.array([sample[metric] for sample in samples], dtype=float).T
+    residuals_N = logps_N - logps_N.sum() / sizes_N.sum() * sizes_N
+    error = math.sqrt(len(samples) / (len(samples) - 1) * (residuals_N**2).sum()) / sizes_N.sum()
+    return error / math.log(2) if metric == "bits_per_byte" else error * value
