@@ -28,7 +28,12 @@ from trueline.serve.schedule import Scheduler
 from trueline.serve.stops import hits_stop
 
 if TYPE_CHECKING:
+    from trueline.serve.constraints import Constraints
     from trueline.tokens.tokenizer import Tokenizer
+
+
+Drawing = list[tuple[Running, list[Line]]]
+"""Responses, and the places where their next tokens are drawn."""
 
 
 class Turn(NamedTuple):
@@ -62,11 +67,13 @@ class Commit:
         self._scheduler, self._tokenizer = scheduler, tokenizer
         self._hidden: Collection[int] = frozenset() if tokenizer is None else frozenset(tokenizer.control.values())
         self._drawer = Drawer()
+        self.constraints: Constraints | None = None
+        """Made with the first request that has one."""
 
     def commit(self, turns: Sequence[Turn], logits_NV: Tensor, version: str) -> list[Event]:
         """Draws a token at every place that is ready for one, shares finished prompts, and ends those who are done."""
         events: list[Event] = []
-        drawing: list[tuple[Running, list[Line]]] = []
+        drawing: Drawing = []
         offset = 0
         for turn in turns:
             running, rows = turn.running, range(offset, offset + turn.wanted)
@@ -77,12 +84,15 @@ class Commit:
                 self._scheduler.computed(running, turn.tokens)
                 continue
             first = rows.stop - 1 - len(running.draft)
-            self._begin(running)
+            if not running.ids:
+                self._begin(running)
             lines = [Line(running, len(running.ids) + i, first + i) for i in range(len(running.draft) + 1)]
             drawing.append((running, lines))
             if running.siblings:
                 self._scheduler.computed(running, turn.tokens)
                 drawing.extend((fork, [Line(fork, 0, first)]) for fork in self._forks(running))
+        if any(running.matcher is not None for running, _ in drawing):
+            drawing = self._constrain(drawing, events, version)
         if not drawing:
             return events
         drawn = self._drawer.draw([line for _, lines in drawing for line in lines], logits_NV)
@@ -114,6 +124,23 @@ class Commit:
         if reason is not None:
             self._scheduler.finish(running)
 
+    def _constrain(self, drawing: Drawing, events: list[Event], version: str) -> Drawing:
+        """Masks for the lines of constrained responses. Those whose text is complete and that have no way to say so end here."""
+        assert self.constraints is not None
+        asked = [(running.matcher, running.draft) for running, _ in drawing if running.matcher is not None]
+        masks = iter(self.constraints.masks(asked))
+        left: Drawing = []
+        for running, lines in drawing:
+            if running.matcher is not None:
+                lines = [line._replace(mask_W=mask_W) for line, mask_W in zip(lines, next(masks), strict=True)]
+                if running.matcher.finished:
+                    sample = sample_of(running, "constraint" if running.matcher.error else "stop", version)
+                    events.append(Event(running.request.id, running.response, None, 0.0, sample))
+                    self._scheduler.finish(running)
+                    continue
+            left.append((running, lines))
+        return left
+
     def _forks(self, running: Running) -> list[Running]:
         """The other responses of a prompt that is computed."""
         request, siblings = running.request, running.siblings
@@ -126,8 +153,10 @@ class Commit:
 
     def _begin(self, running: Running) -> None:
         """Before its first token."""
-        if not running.ids:
-            running.tally = Tally.of(running.request.sampling, running.request.ids)
+        request = running.request
+        running.tally = Tally.of(request.sampling, request.ids)
+        if request.matcher is not None and self.constraints is not None:
+            running.matcher = self.constraints.copy(request.matcher)
 
     def _ending(self, running: Running, token: int) -> str | None:
         request = running.request

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from trueline.serve.noise import uniforms
+from trueline.serve.penalties import Tally
 from trueline.serve.request import Running, TopLogps
 from trueline.serve.sampling import Change, Knobs, draw, top_logps
 
@@ -29,6 +30,8 @@ class Line(NamedTuple):
     """Its number in the response."""
     row: int
     """Of the logits."""
+    mask_W: np.ndarray | None = None
+    """Bits of the tokens that a constraint allows here."""
 
 
 class Drawn(NamedTuple):
@@ -58,8 +61,18 @@ class Drawer:
         tops: list[TopLogps] = [()] * len(lines)
         if any(counts):
             tops = top_logps(logits_BV, [sampling.temperature for sampling in samplings], counts)
-        changes = [Change(number, line.running.tally) for number, line in enumerate(lines) if line.running.tally is not None]
+        changes = [
+            Change(number, _tally(line), line.mask_W)
+            for number, line in enumerate(lines)
+            if line.running.tally is not None or line.mask_W is not None
+        ]
         keys_B = np.array([line.running.key for line in lines], dtype=np.uint64)
         places_B = np.array([line.place for line in lines])
         ids_B, logps_B = draw(logits_BV, self._knobs, uniforms(keys_B, places_B), changes)
         return Drawn(ids_B.tolist(), logps_B.tolist(), tops)
+
+
+def _tally(line: Line) -> Tally | None:
+    """What penalties will be once the drafts before this place are taken."""
+    tally, ahead = line.running.tally, line.place - len(line.running.ids)
+    return tally if tally is None or ahead == 0 else tally.after(line.running.draft[:ahead])

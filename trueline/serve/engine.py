@@ -38,6 +38,7 @@ from trueline.serve.request import (
     Request,
     Running,
     Statistics,
+    check_options,
     check_prompt,
     check_sampling,
 )
@@ -46,6 +47,7 @@ from trueline.serve.schedule import Scheduler
 from trueline.serve.stops import cut
 
 if TYPE_CHECKING:
+    from trueline.serve.constraints import Constraints
     from trueline.tokens.tokenizer import Tokenizer
 
 
@@ -96,6 +98,8 @@ class Engine:
     def submit(self, ids: Sequence[int] | np.ndarray, sampling: Sampling, options: Options = Options()) -> int:  # noqa: B008
         """Queues a prompt; its responses arrive as events of `step`."""
         check_sampling(sampling, self.model.config.vocab_size, self.tokenizer is not None)
+        check_options(options, sampling, self.model.config.vocab_size, self.tokenizer is not None)
+        self._refuse_adapter(options.adapter)
         return self._queue(ids, sampling, options, 0, "the prompt")
 
     def step(self) -> list[Event]:
@@ -233,12 +237,27 @@ class Engine:
             repeat=repeat,
             options=options,
         )
+        if options.constraint is not None:
+            whole = replace(whole, matcher=self._constraints().matcher(options.constraint, whole.stop_ids))
         self._reserve(whole)
         size = self._scheduler.max_batch  # more responses than fit: the prompt is shared through the cache
         for first in range(0, sampling.n, size):
             self._scheduler.add(replace(whole, responses=whole.responses[first : first + size]))
         self._open += sampling.n
         return number
+
+    def _constraints(self) -> Constraints:
+        if self._commit.constraints is None:
+            from trueline.serve.constraints import Constraints  # an extra
+
+            assert self.tokenizer is not None
+            self._commit.constraints = Constraints(self.tokenizer)
+        return self._commit.constraints
+
+    def _refuse_adapter(self, name: str) -> None:
+        if name and name not in self._adapters:
+            there = ", ".join(self._adapters) or "none"
+            raise ValueError(f"there is no adapter {name!r} to answer: this engine has {there}")
 
     def _reserve(self, request: Request) -> None:
         """Grows the cache, so that as many responses as may run at once fit, each as long as the longest that was asked for."""

@@ -10,13 +10,15 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from trueline.records import Sample, Sampling
 from trueline.serve.penalties import Tally
 
+if TYPE_CHECKING:
+    from trueline.serve.constraints import Matcher
 MAX_LOOKUP = 64
 """Tokens that speculative decoding tries at once: more are rarely accepted, and each is computed."""
 
@@ -71,6 +73,8 @@ class Request:
     repeat: int = 0
     """How many equal prompts came before in the same call: equal prompts get different noise."""
     options: Options = Options()
+    matcher: Matcher | None = None
+    """Of its constraint, before the first token; each response follows a copy."""
 
 
 TopLogps = tuple[tuple[int, float], ...]
@@ -98,22 +102,29 @@ class Running:
     """Responses that will share the prompt's blocks once it is computed."""
     tally: Tally | None = None
     """Penalties and biases, where the request has any."""
+    matcher: Matcher | None = None
+    """Where it stands in its constraint."""
     prompt_logps: list[float] = field(default_factory=list)
     """Of the prompt's tokens that are computed, where they were asked for."""
     prompt_tops: list[TopLogps] = field(default_factory=list)
 
+    def __post_init__(self) -> None:
+        self.prompt_length = len(self.request.ids)
+
     @property
     def length(self) -> int:
         """Tokens of prompt and response."""
-        return len(self.request.ids) + len(self.ids)
+        return self.prompt_length + len(self.ids)
 
     @property
     def scores_prompt(self) -> bool:
         """Whether the log-probs of its prompt's tokens are still to be told."""
-        return self.request.options.prompt_logps and not self.ids and self.request.responses[0] == 0
+        return not self.ids and self.request.options.prompt_logps and self.request.responses[0] == 0
 
     def tokens(self, start: int, stop: int) -> list[int]:
         """Some of prompt, response and draft."""
+        if start == self.length - 1 and stop == start + 1 and self.ids:
+            return self.ids[-1:]  # a step of decoding
         prompt = self.request.ids
         if start >= len(prompt):
             drawn = self.ids[start - len(prompt) : stop - len(prompt)]
@@ -127,6 +138,8 @@ class Running:
         self.logps.append(logp)
         if self.tally is not None:
             self.tally.accept(token)
+        if self.matcher is not None:
+            self.matcher.accept(token)
 
 
 class PromptScores(NamedTuple):
