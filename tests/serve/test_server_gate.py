@@ -132,10 +132,11 @@ def test_a_full_queue_answers_at_once(held: Live, engine: Told) -> None:
     assert answer.status_code == 503 and int(answer.headers["retry-after"]) >= 1
     assert answer.json()["error"]["type"] == "server_overloaded"
     assert "3 prompts in one request" in post(held, {"prompt": ["a"] * 3}).json()["error"]["message"]
+    assert held.metric("trueline_prompts_open") == 2
     engine.go.set()
     for thread in threads:
         thread.join()
-    assert post(held, ASKED).status_code == 200
+    assert post(held, ASKED).status_code == 200 and held.metric("trueline_prompts_open") == 0
 
 
 @pytest.mark.parametrize("stream", [False, True])

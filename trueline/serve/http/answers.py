@@ -21,6 +21,8 @@ from trueline.serve.http.worker import Arrived, Ticket, Worker
 from trueline.serve.request import PromptScores
 
 DONE = b"data: [DONE]\n\n"
+REASONS = ("stop", "length")
+"""Ends of a response that OpenAI's protocol knows. Those that are cancelled have no reader."""
 Made = dict[str, Any]
 
 
@@ -93,7 +95,7 @@ class Run:
 
     def close(self) -> None:
         """Gives back what the order holds."""
-        if self.ticket.closed:
+        if not self.ticket.is_open:
             return
         self.worker.close(self.ticket, finished=self.ended == self.total)
         self.worker.meters.request.observe(time.monotonic() - self.ticket.arrived)
@@ -125,8 +127,8 @@ class Run:
         delta = self.choices[index].feed(event, self._scores.get(number))
         if event.sample is not None:
             self.ended += 1
-            if event.sample.finish_reason == "cancelled":
-                raise Refusal(503, "the request was cancelled: the server stops")
+            if event.sample.finish_reason not in REASONS:
+                raise Refusal(400, "the answer cannot follow its constraint any further: simplify the schema, expression or grammar")
         return None if delta is None else (index, delta)
 
     def usage(self) -> Made:

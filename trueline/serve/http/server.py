@@ -105,7 +105,7 @@ async def _serve(sock: socket.socket, engine: Drawing, served: Served, ready: Ca
     gate = make_app(served, worker, key=key, loopback=loopback)
     config = uvicorn.Config(
         gate,
-        http=guarded(limits), ws="none", lifespan="off", interface="asgi3", log_level="warning", access_log=False, server_header=False,
+        http=guarded(limits), ws="none", lifespan="off", interface="asgi3", log_level="error", access_log=False, server_header=False,
         limit_concurrency=limits.max_connections, timeout_graceful_shutdown=1, backlog=BACKLOG, proxy_headers=False,
     )  # fmt: skip
     server = Server(config)

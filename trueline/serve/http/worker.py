@@ -53,7 +53,8 @@ class Ticket:
     items: deque[Arrived] = field(default_factory=deque)
     news: asyncio.Event = field(default_factory=asyncio.Event)
     accepted: bool = False
-    closed: bool = False
+    is_open: bool = False
+    """Counted among those that wait or run."""
     error: Exception | None = None
     last: dict[tuple[int, int], float] = field(default_factory=dict)
     """When the newest token of a response arrived."""
@@ -114,15 +115,16 @@ class Worker:
     def open(self, ticket: Ticket) -> None:
         """Hands the prompts over, or says at once that there is no room."""
         self._check_room(len(ticket.prompts))
+        ticket.is_open = True
         self.open_prompts += len(ticket.prompts)
         self.meters.open.set(self.open_prompts)
         self._send(self._commands, lambda: self._submit(ticket))
 
     def close(self, ticket: Ticket, finished: bool) -> None:
         """Nobody reads the ticket any more. Whatever of it still runs is cancelled."""
-        if ticket.closed:
+        if not ticket.is_open:
             return
-        ticket.closed = True
+        ticket.is_open = False
         ticket.items.clear()
         self.open_prompts -= len(ticket.prompts)
         self.meters.open.set(self.open_prompts)
@@ -181,7 +183,7 @@ class Worker:
                 before = ticket.last.get(place)
                 (self.meters.first_token if before is None else self.meters.per_token).observe(now - (before or ticket.arrived))
                 ticket.last[place] = now
-            if ticket.closed:
+            if not ticket.is_open:
                 continue
             if len(ticket.items) >= BACKLOG:
                 self._fail(ticket, Refusal(408, f"{BACKLOG} tokens wait to be read: read faster, or ask for fewer at a time"))
