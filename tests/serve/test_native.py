@@ -54,7 +54,7 @@ def only_products(folder: Path) -> Path:
     """Sources of which a library is compiled in seconds."""
     sources = folder / "sources"
     sources.mkdir()
-    for name in ("products.hpp", "products.cpp"):
+    for name in ("products.hpp", "codes.hpp", "products.cpp"):
         shutil.copy(native.SOURCES / name, sources)
     return sources
 
@@ -165,7 +165,8 @@ def test_a_library_that_is_wrong_is_not_kept(monkeypatch: pytest.MonkeyPatch, tm
     (wrong / "a.cpp").write_text("this is not C++")
     with pytest.raises(native.Unavailable, match=r"g\+\+ failed: .*error"):
         native.build(wrong)
-    shutil.copy(native.SOURCES / "products.hpp", wrong)
+    for name in ("products.hpp", "codes.hpp"):
+        shutil.copy(native.SOURCES / name, wrong)
     code = (native.SOURCES / "products.cpp").read_text()
     assert "value += bias[n]" in code
     (wrong / "a.cpp").write_text(code.replace("value += bias[n]", "value -= bias[n]"))
