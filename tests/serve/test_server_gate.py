@@ -98,13 +98,35 @@ def test_bodies_that_are_too_large_or_too_slow(engine: Told, tokenizer: Tokenize
 
 
 def test_limits_on_tokens(engine: Told, tokenizer: Tokenizer) -> None:
-    with live(engine, tokenizer, limits=Limits(max_prompt_tokens=5, max_tokens=10, max_responses=3)) as server:
+    with live(engine, tokenizer, limits=Limits(max_prompt_tokens=5, max_tokens=10, max_responses=3, max_logprobs=60)) as server:
         assert "takes 5" in post(server, {"prompt": [1] * 6}).json()["error"]["message"]
+        echo = {"prompt": [[1] * 5] * 3, "max_tokens": 10, "echo": True}
+        assert post(server, {**echo, "logprobs": 0}).status_code == 200
+        assert "90 log-probs are more than 60" in post(server, {**echo, "logprobs": 1}).json()["error"]["message"]
         assert "at most 10" in post(server, {"prompt": "a", "max_tokens": 11}).json()["error"]["message"]
         assert post(server, {"prompt": [[1], [2]], "n": 2}).status_code == 400
         chat = server.http.post("/v1/chat/completions", json={"messages": [{"role": "user", "content": ""}]})
         assert chat.status_code == 400  # the template alone is longer than 5
         assert post(server, {"prompt": "a", "max_tokens": None}).json()["usage"]["completion_tokens"] == 10
+
+
+def test_too_many_connections(engine: Told, tokenizer: Tokenizer) -> None:
+    """Requests on them are refused with a sentence; twice as many are cut off."""
+    with live(engine, tokenizer, limits=Limits(max_connections=3)) as server:
+        server.http.get("/v1/models")  # keeps its connection
+        idle = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(3)]
+        eventually(lambda: server.http.get("/v1/models").status_code == 503)
+        answer = server.http.get("/v1/models")
+        assert answer.headers["retry-after"] and "3 connections" in answer.json()["error"]["message"]
+        idle += [socket.create_connection(("127.0.0.1", server.port)) for _ in range(4)]
+        with pytest.raises(ConnectionError):
+            idle[-1].settimeout(5)
+            idle[-1].sendall(b"GET /health HTTP/1.1\r\n")
+            if idle[-1].recv(1) == b"":
+                raise ConnectionError
+        for one in idle:
+            one.close()
+        eventually(lambda: server.http.get("/v1/models").status_code == 200)
 
 
 def test_rate() -> None:
@@ -162,6 +184,8 @@ def test_a_request_that_takes_too_long(engine: Told, tokenizer: Tokenizer) -> No
         eventually(lambda: not engine.busy)
 
 
+@pytest.mark.slow
+@pytest.mark.sample
 def test_a_client_that_does_not_read_is_cut_off(model: Decoder, tokenizer: Tokenizer) -> None:
     """It blocks nobody, and its request is cancelled."""
     engine = Told(model, tokenizer.encode("The sum of the values. ") * 20_000)

@@ -22,6 +22,8 @@ def guarded(limits: Limits) -> type[H11Protocol]:
         def connection_made(self, transport: Any) -> None:
             """Begins to watch."""
             super().connection_made(transport)
+            if len(self.connections) > 2 * limits.max_connections:  # the gate refuses with a sentence before
+                transport.abort()
             self._idle, self._stalled, self._unread = 0, 0, 0
             self._watch = self.loop.call_later(self._tick, self._look)
 

@@ -69,6 +69,8 @@ class Gate:
     draining: bool = False
     running: int = 0
     """Requests inside."""
+    connections: Callable[[], int] = lambda: 0
+    """How many are open."""
     body_bytes: int = 0
     """Of bodies on their way or in use."""
 
@@ -120,6 +122,8 @@ class Gate:
             return
         if self.draining:
             raise Refusal(503, "the server is stopping: ask another one", retry_after=10)
+        if self.connections() > self.limits.max_connections:
+            raise Refusal(503, f"more than {self.limits.max_connections} connections are open: try again later")
         client = scope["client"][0] if scope.get("client") else ""
         wait = self._rate.wait(client, time.monotonic())
         if wait:

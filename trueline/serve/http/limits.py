@@ -12,7 +12,7 @@ class Limits:
     max_waiting: int = 512
     """Prompts that may wait or run at once; one more is answered with 503 and Retry-After."""
     max_connections: int = 1024
-    """Open connections; more are answered with 503."""
+    """Open connections; requests on more are answered with 503, and twice as many are the most."""
     max_body_bytes: int = 8 << 20
     """Largest body of a request."""
     max_prompt_tokens: int = 0
@@ -21,6 +21,8 @@ class Limits:
     """Longest response that may be asked for; 0: what the model's context leaves."""
     max_responses: int = 256
     """Responses of one request: prompts times n (or best_of, or beams)."""
+    max_logprobs: int = 1 << 20
+    """Log-probs of one answer: its tokens (with echo, the prompt's too) times one more than the likeliest ones asked for."""
     requests_per_minute: int = 0
     """For each client address; more are answered with 429 and Retry-After. 0: no limit."""
     request_seconds: float = 600.0

@@ -92,9 +92,12 @@ def completion_order(asked: CompletionAsked, served: Served, client: str) -> Ord
     if best_of > asked.n and asked.num_beams:
         raise Refusal(400, "best_of draws and num_beams searches: leave one of them out", param="best_of")
     prompts = encoded(asked.prompt, served)
+    drawing = sampling(asked, served, prompts, asked.max_tokens, best_of)
+    if asked.logprobs is not None:
+        check_logprobs(prompts, drawing, asked.logprobs, asked.echo, served)
     return Order(
         prompts,
-        sampling(asked, served, prompts, asked.max_tokens, best_of),
+        drawing,
         options(asked, asked.logprobs or 0, asked.echo and asked.logprobs is not None, adapter, client),
         shown=asked.n,
         model=asked.model or served.base,
@@ -111,10 +114,12 @@ def chat_order(asked: ChatAsked, served: Served, client: str) -> Order:
     if None not in (asked.max_tokens, asked.max_completion_tokens) and asked.max_tokens != asked.max_completion_tokens:
         raise Refusal(400, "max_tokens and max_completion_tokens differ: leave out max_tokens, the older name", param="max_tokens")
     prompt = checked(encode_prompt([message(one) for one in asked.messages], served.tokenizer), served)
-    most = asked.max_completion_tokens or asked.max_tokens
+    drawing = sampling(asked, served, [prompt], asked.max_completion_tokens or asked.max_tokens, asked.n)
+    if asked.logprobs:
+        check_logprobs([prompt], drawing, asked.top_logprobs or 0, False, served)
     return Order(
         [prompt],
-        sampling(asked, served, [prompt], most, asked.n),
+        drawing,
         options(asked, asked.top_logprobs or 0, False, adapter, client),
         shown=asked.n,
         model=asked.model or served.base,
@@ -157,6 +162,14 @@ def sampling(asked: Asked, served: Served, prompts: Sequence[np.ndarray], most: 
         frequency_penalty=float(asked.frequency_penalty),
         logit_bias=tuple((int(token), float(bias)) for token, bias in (asked.logit_bias or {}).items()),
     )
+
+
+def check_logprobs(prompts: Sequence[np.ndarray], drawing: Sampling, top: int, echo: bool, served: Served) -> None:
+    """Refuses an answer that would fill the memory: each log-prob is an object while the answer is made."""
+    tokens = sum(drawing.n * min(drawing.max_new_tokens, served.context - len(prompt)) + echo * len(prompt) for prompt in prompts)
+    most = served.limits.max_logprobs
+    if tokens * (1 + top) > most:
+        raise Refusal(400, f"up to {tokens * (1 + top):,} log-probs are more than {most:,} in one answer: send less", param="logprobs")
 
 
 def options(asked: Asked, top: int, prompt_logps: bool, adapter: str, client: str) -> Options:

@@ -106,9 +106,10 @@ async def _serve(sock: socket.socket, engine: Drawing, served: Served, ready: Ca
     config = uvicorn.Config(
         gate,
         http=guarded(limits), ws="none", lifespan="off", interface="asgi3", log_level="error", access_log=False, server_header=False,
-        limit_concurrency=limits.max_connections, timeout_graceful_shutdown=1, backlog=BACKLOG, proxy_headers=False,
+        timeout_graceful_shutdown=1, backlog=BACKLOG, proxy_headers=False,
     )  # fmt: skip
     server = Server(config)
+    gate.connections = lambda: len(server.server_state.connections)
     server.gate, server.drain_seconds = gate, limits.drain_seconds
     worker.start()
     opening = asyncio.ensure_future(_when_open(server, ready))

@@ -134,7 +134,8 @@ class Worker:
 
     async def call(self, function: Callable[[], Any]) -> Any:
         """Runs a short function in the engine's thread, between two steps."""
-        self._check_room(1 + len(self._calls))
+        if self.broken or len(self._calls) >= self.max_open:
+            raise Refusal(503, f"the engine failed: {self.broken}" if self.broken else "too much waits already: try again later")
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Any] = loop.create_future()
 
@@ -216,17 +217,17 @@ class Worker:
                 call = self._calls.popleft() if self._calls else None
             if self._stopping:
                 return
-            for command in commands:
-                command()
-            if call is not None:
-                call()  # one between two steps: long ones must not hold up those who wait for tokens
             try:
-                events = self.engine.step() if self.engine.busy else []
+                for command in commands:
+                    command()
+                if call is not None:
+                    call()  # one between two steps: long ones must not hold up those who wait for tokens
+                self._hand_over(self.engine.step() if self.engine.busy else [])
+                self.statistics = self.engine.statistics()
             except Exception as error:  # broken weights, no memory: whoever runs is told, the server goes on
                 self._give_up(error)
-                continue
-            self._hand_over(events)
-            self.statistics = self.engine.statistics()
+                if self.broken:
+                    return
 
     def _submit(self, ticket: Ticket) -> None:
         try:
