@@ -28,9 +28,16 @@ class Group:
 
     adapter: str = field(init=False)
     beams: int = field(init=False)
+    prompt: int = field(init=False)
+    """Tokens of its prompt."""
 
     def __post_init__(self) -> None:
-        self.adapter, self.beams = self.request.options.adapter, self.request.options.beams  # asked in every step
+        options = self.request.options
+        self.adapter, self.beams, self.prompt = (
+            options.adapter,
+            options.beams,
+            len(self.request.ids),
+        )  # asked in every step
 
     @property
     def rank(self) -> tuple[int, int]:
@@ -46,15 +53,15 @@ class Group:
         """Whether the prompt's full blocks, or for beams any known token, are still being computed."""
         if self.beams:
             return any(running.length - running.computed > 1 for running in self.active)
-        prompt = len(self.request.ids) // block_size * block_size
+        prompt = self.prompt // block_size * block_size
         return any(running.computed < prompt for running in self.active)
 
     def growth(self, blocks: Blocks) -> int:
         """Blocks that its responses can still need for the next AHEAD tokens."""
-        most = len(self.request.ids) + self.request.limit - 1
+        most = self.prompt + self.request.limit - 1
         found = 0
         for running in self.active or self.pending[:1]:
             last = blocks.needed(min(running.length + AHEAD, most))
             found += last - blocks.needed(running.length)
-            found += len(running.siblings) * (last - len(self.request.ids) // blocks.block_size)
+            found += len(running.siblings) * (last - self.prompt // blocks.block_size)
         return found

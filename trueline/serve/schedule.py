@@ -182,19 +182,18 @@ class Scheduler:
         """So many tokens of a chunk are computed and count (not: rejected drafts). Accepted drafts still stand in `draft` or in `ids`."""
         blocks, table = self.blocks, running.table
         size = blocks.block_size
-        old = running.computed
-        new = running.computed = old + count
-        for index in range(old // size, new // size):
-            blocks.seal(table, index, self._block(running, index), running.request.options.adapter)
+        full = running.computed // size
+        new = running.computed = running.computed + count
+        while full < new // size:
+            blocks.seal(table, full, self._block(running, full), running.request.options.adapter)
+            full += 1
         if len(table) * size >= new + size:  # a block is empty: for known tokens it stays, for rejected drafts it goes
             blocks.trim(table, max(new, running.length))
 
     def _adapters(self) -> list[str]:
         """Those with something to do, longest unserved first."""
-        names = {group.adapter for group in self._groups}
         first = self._waiting.first()
-        if first is not None:
-            names.add(first.adapter)
+        names = {group.adapter for group in self._groups} | ({first.adapter} if first else set())
         if len(names) > 1:
             self._turns = {name: self._turns.get(name, 0) for name in names}
             return sorted(names, key=lambda name: (self._turns[name], name))
@@ -205,8 +204,7 @@ class Scheduler:
         blocks, adapter, behind = self.blocks, plan.adapter, list[Group]()
         size, references, available = blocks.block_size, blocks.references, blocks.available
         drafts = (self.max_tokens - self._slots) // 2  # the other half is for prompts
-        if available < 2 * self._slots + drafts // size:
-            drafts = 0
+        drafts = max(0, min(drafts, (available - 2 * self._slots) * size))
         roomy = available >= self._slots
         for group in list(self._groups):
             if group.adapter != adapter:
@@ -217,7 +215,7 @@ class Scheduler:
                     continue
             if not roomy and not self._make_room(group, plan):
                 continue
-            prompt = len(group.request.ids)
+            prompt = group.prompt
             for running in group.active:
                 computed, table = running.computed, running.table
                 missing = prompt + len(running.ids) - computed
@@ -396,4 +394,6 @@ def _bytes(running: Running, start: int, stop: int) -> bytes:
     if stop <= len(prompt):
         return prompt[start:stop].tobytes()
     drawn = running.ids if stop <= running.length else running.ids + running.draft
-    return prompt[start:].tobytes() + array("i", drawn[max(start - len(prompt), 0) : stop - len(prompt)]).tobytes()
+    if start >= len(prompt):
+        return array("i", drawn[start - len(prompt) : stop - len(prompt)]).tobytes()
+    return prompt[start:].tobytes() + array("i", drawn[: stop - len(prompt)]).tobytes()
