@@ -6,9 +6,12 @@ import numpy as np
 import pytest
 import torch
 
+import trueline.serve.runner as runner_module
 from trueline.models.config import DecoderConfig
 from trueline.models.decoder import Decoder
 from trueline.models.files import new_model
+from trueline.serve.native.decoder import refused
+from trueline.serve.native.library import Loaded, load
 from trueline.tokens.tokenizer import Tokenizer, train_tokenizer
 
 VOCAB = 320
@@ -43,3 +46,15 @@ def prompts() -> list[np.ndarray]:
     """Prompts of different lengths."""
     rng = np.random.default_rng(0)
     return [rng.integers(0, VOCAB, length) for length in (5, 17, 1, 30, 9, 17, 3)]
+
+
+@pytest.fixture(params=["native", "torch"])
+def native(request: pytest.FixtureRequest, model: Decoder, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Everything holds for the forward in C++ and for the one on torch."""
+    if request.param == "native":
+        if reason := load().reason:
+            pytest.skip(f"no native library: {reason}")
+        assert not refused(model)
+        return True
+    monkeypatch.setattr(runner_module, "load", lambda: Loaded(None, None, "this test wants torch"))
+    return False

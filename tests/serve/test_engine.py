@@ -12,7 +12,6 @@ import pytest
 import torch
 
 import trueline.serve.drawing as drawing_module
-import trueline.serve.runner as runner_module
 from trueline.models.adapters import attach, set_adapter, wrappers
 from trueline.models.attention import Layout
 from trueline.models.decoder import Decoder
@@ -20,8 +19,6 @@ from trueline.models.files import new_model
 from trueline.models.lora import LoRAConfig
 from trueline.records import TEXT, Message, Sample, Sampling
 from trueline.serve.engine import Engine
-from trueline.serve.native.decoder import refused
-from trueline.serve.native.library import Loaded, load
 from trueline.serve.request import Event, Options
 from trueline.serve.runner import Runner
 from trueline.tokens.tokenizer import Tokenizer
@@ -29,16 +26,7 @@ from trueline.tokens.tokenizer import Tokenizer
 Prompts = list[np.ndarray]
 
 
-@pytest.fixture(params=["native", "torch"], autouse=True)
-def native(request: pytest.FixtureRequest, model: Decoder, monkeypatch: pytest.MonkeyPatch) -> bool:
-    """Everything holds for the forward in C++ and for the one on torch."""
-    if request.param == "native":
-        if reason := load().reason:
-            pytest.skip(f"no native library: {reason}")
-        assert not refused(model)
-        return True
-    monkeypatch.setattr(runner_module, "load", lambda: Loaded(None, None, "this test wants torch"))
-    return False
+pytestmark = pytest.mark.usefixtures("native")
 
 
 def training_logps(model: Decoder, sample: Sample, temperature: float) -> np.ndarray:

@@ -10,21 +10,22 @@ Left out: who computes what (scheduler), how a row becomes a token (drawing).
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
-from hashlib import blake2b
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from trueline.records import Sample
 from trueline.serve.drawing import Drawer, Drawn, Line
+from trueline.serve.lookup import Lookup
 from trueline.serve.native.decoder import Chunk
 from trueline.serve.noise import noise_key
 from trueline.serve.penalties import Tally
 from trueline.serve.request import Event, PromptScores, Running
+from trueline.serve.samples import sample_of
 from trueline.serve.sampling import top_logps
 from trueline.serve.schedule import Scheduler
+from trueline.serve.search import Searches
 from trueline.serve.stops import hits_stop
 
 if TYPE_CHECKING:
@@ -67,6 +68,7 @@ class Commit:
         self._scheduler, self._tokenizer = scheduler, tokenizer
         self._hidden: Collection[int] = frozenset() if tokenizer is None else frozenset(tokenizer.control.values())
         self._drawer = Drawer()
+        self.searches = Searches(scheduler)
         self.constraints: Constraints | None = None
         """Made with the first request that has one."""
 
@@ -82,6 +84,10 @@ class Commit:
                 events.extend(_score_prompt(turn, logits_NV[rows.start : rows.stop]))
             if not turn.draws:
                 self._scheduler.computed(running, turn.tokens)
+                continue
+            if running.request.options.beams:
+                self._scheduler.computed(running, turn.tokens)
+                events.extend(self.searches.take(running, logits_NV[rows.stop - 1], version))
                 continue
             first = rows.stop - 1 - len(running.draft)
             if not running.ids:
@@ -118,11 +124,16 @@ class Commit:
             if reason is not None or place == len(draft) or token != draft[place]:
                 break
         confirmed = running.length - before - 1
+        if running.lookup is not None:
+            running.lookup.judge(len(draft), confirmed)
         if running.computed < before + confirmed:  # a prompt that was shared has been counted already
             self._scheduler.computed(running, before + confirmed - running.computed)
         running.draft = []
         if reason is not None:
             self._scheduler.finish(running)
+        elif running.lookup is not None:
+            most = min(running.request.options.lookup, running.request.limit - len(running.ids) - 1)
+            running.draft = running.lookup.propose(most)
 
     def _constrain(self, drawing: Drawing, events: list[Event], version: str) -> Drawing:
         """Masks for the lines of constrained responses. Those whose text is complete and that have no way to say so end here."""
@@ -157,6 +168,8 @@ class Commit:
         running.tally = Tally.of(request.sampling, request.ids)
         if request.matcher is not None and self.constraints is not None:
             running.matcher = self.constraints.copy(request.matcher)
+        if request.options.lookup:
+            running.lookup = Lookup(request.ids)
 
     def _ending(self, running: Running, token: int) -> str | None:
         request = running.request
@@ -167,21 +180,6 @@ class Commit:
             if hits_stop(running.ids, request.sampling.stop, self._tokenizer.decode, self._hidden):
                 return "stop"
         return "length" if len(running.ids) >= request.limit else None
-
-
-def sample_of(running: Running, reason: str, version: str) -> Sample:
-    """A response as it stands."""
-    request = running.request
-    return Sample(
-        prompt_ids=request.ids,
-        ids=np.array(running.ids, dtype=np.int32),
-        logps=np.array(running.logps, dtype=np.float32),
-        mask=np.ones(len(running.ids), dtype=bool),
-        finish_reason=reason,
-        group=blake2b(request.ids.tobytes(), digest_size=8).hexdigest(),
-        temperature=request.sampling.temperature,
-        policy=version,
-    )
 
 
 def _score_prompt(turn: Turn, logits_CV: Tensor) -> list[Event]:

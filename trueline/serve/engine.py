@@ -31,7 +31,7 @@ from trueline.models.decoder import Decoder
 from trueline.records import TEXT, Message, Messages, Sample, Sampling
 from trueline.serve.blocks import Blocks
 from trueline.serve.check import WARNING, Agreement, compare
-from trueline.serve.commit import Commit, sample_of, turn_of
+from trueline.serve.commit import Commit, turn_of
 from trueline.serve.request import (
     Event,
     Options,
@@ -43,6 +43,7 @@ from trueline.serve.request import (
     check_sampling,
 )
 from trueline.serve.runner import Runner
+from trueline.serve.samples import sample_of
 from trueline.serve.schedule import Scheduler
 from trueline.serve.stops import cut
 
@@ -88,7 +89,9 @@ class Engine:
         self._ids = count()
         self._ended: list[Event] = []
         self._open, self._longest = 0, 0
-        """Responses that have not ended, and the blocks of the longest there was."""
+        """Responses (or beams) that have not ended, and the blocks of the longest there was."""
+        self._idle_beams: dict[int, int] = {}
+        """Of the open beam searches: beams that will give no response."""
         self._progress = progress
         self.agreement: Agreement | None = None
         """Of the first `sample` from this model, once even if it is in training; None before."""
@@ -99,6 +102,8 @@ class Engine:
         """Queues a prompt; its responses arrive as events of `step`."""
         check_sampling(sampling, self.model.config.vocab_size, self.tokenizer is not None)
         check_options(options, sampling, self.model.config.vocab_size, self.tokenizer is not None)
+        if options.beams > self._scheduler.max_batch:
+            raise ValueError(f"{options.beams} beams do not fit a batch of {self._scheduler.max_batch}: lower beams, or raise max_batch")
         self._refuse_adapter(options.adapter)
         return self._queue(ids, sampling, options, 0, "the prompt")
 
@@ -113,17 +118,22 @@ class Engine:
             self._runner.move(plan.swap_out, plan.copies, plan.swap_in)
             turns = [turn_of(running, tokens) for running, tokens in plan.chunks]
             news = self._commit.commit(turns, self._runner.run([turn.chunk for turn in turns]), self.version)
-        self._open -= sum(event.sample is not None for event in news)
+        self._close(news)
         return events + news
 
     def cancel(self, request: int) -> bool:
         """Ends a request. What it drew so far comes with the next step's events, marked "cancelled". False: not running."""
         dropped, stopped = self._scheduler.cancel(request)
-        unborn = [Running(part, response, 0) for part in dropped for response in part.responses]
-        unborn += [Running(r.request, response, 0) for r in stopped for response in r.siblings]
-        for running in (*stopped, *unborn):
-            self._ended.append(Event(request, running.response, None, 0.0, sample_of(running, "cancelled", self.version)))
-        self._open -= len(stopped) + len(unborn)
+        self._commit.searches.forget(request)
+        found = [Running(part, response, 0) for part in dropped for response in part.responses]
+        found += [Running(r.request, response, 0) for r in stopped for response in r.siblings]
+        if stopped and stopped[0].request.options.beams:
+            found = [Running(stopped[0].request, response, 0) for response in range(stopped[0].request.sampling.n)]
+        else:
+            found = [*stopped, *found]
+        ended = [Event(request, running.response, None, 0.0, sample_of(running, "cancelled", self.version)) for running in found]
+        self._ended += ended
+        self._close(ended)
         return bool(dropped or stopped)
 
     @property
@@ -231,7 +241,7 @@ class Engine:
             id=number,
             ids=prompt,
             sampling=sampling,
-            responses=range(sampling.n),
+            responses=range(1 if options.beams else sampling.n),
             limit=min(sampling.max_new_tokens, self.model.config.max_length - len(prompt)),
             stop_ids=frozenset(sampling.stop_ids) or self._stop_ids,
             repeat=repeat,
@@ -241,10 +251,18 @@ class Engine:
             whole = replace(whole, matcher=self._constraints().matcher(options.constraint, whole.stop_ids))
         self._reserve(whole)
         size = self._scheduler.max_batch  # more responses than fit: the prompt is shared through the cache
-        for first in range(0, sampling.n, size):
+        for first in range(0, len(whole.responses), size):
             self._scheduler.add(replace(whole, responses=whole.responses[first : first + size]))
-        self._open += sampling.n
+        self._open += options.beams or sampling.n
+        if options.beams:
+            self._idle_beams[number] = options.beams - sampling.n
         return number
+
+    def _close(self, events: Sequence[Event]) -> None:
+        """Counts the responses that have ended."""
+        for event in events:
+            if event.sample is not None:
+                self._open -= 1 + self._idle_beams.pop(event.request, 0)
 
     def _constraints(self) -> Constraints:
         if self._commit.constraints is None:
@@ -262,7 +280,7 @@ class Engine:
     def _reserve(self, request: Request) -> None:
         """Grows the cache, so that as many responses as may run at once fit, each as long as the longest that was asked for."""
         self._longest = max(self._longest, self._blocks.needed(len(request.ids) + request.limit))
-        at_once = min(self._open + len(request.responses), self._scheduler.max_batch)
+        at_once = min(self._open + (request.options.beams or len(request.responses)), self._scheduler.max_batch)
         wanted = at_once * (self._longest + 1)  # the scheduler wants a block in reserve for each
         if self._limit is not None:
             wanted = min(wanted, self._limit)

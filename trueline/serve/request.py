@@ -19,6 +19,7 @@ from trueline.serve.penalties import Tally
 
 if TYPE_CHECKING:
     from trueline.serve.constraints import Matcher
+    from trueline.serve.lookup import Lookup
 MAX_LOOKUP = 64
 """Tokens that speculative decoding tries at once: more are rarely accepted, and each is computed."""
 
@@ -104,6 +105,8 @@ class Running:
     """Penalties and biases, where the request has any."""
     matcher: Matcher | None = None
     """Where it stands in its constraint."""
+    lookup: Lookup | None = None
+    """What it may repeat, where drafts are asked for."""
     prompt_logps: list[float] = field(default_factory=list)
     """Of the prompt's tokens that are computed, where they were asked for."""
     prompt_tops: list[TopLogps] = field(default_factory=list)
@@ -140,6 +143,8 @@ class Running:
             self.tally.accept(token)
         if self.matcher is not None:
             self.matcher.accept(token)
+        if self.lookup is not None:
+            self.lookup.accept(token)
 
 
 class PromptScores(NamedTuple):

@@ -23,11 +23,10 @@ from trueline.models.lora import HeadCopies, LoRALinear
 from trueline.models.lowbit import LowBitLinear
 from trueline.models.rope import rope
 from trueline.serve.native.check import Weight
+from trueline.serve.native.weights import DTYPES, weight_of
 
-KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
-"""`enum Kind` of products.hpp; the same numbers name what the cache holds in attention.hpp."""
 INT8 = 3
-LOW_BIT = {"int8": 3, "int4": 4, "int4_asymmetric": 4, "nf4": 5}
+"""In a cache; the other kinds that it holds are DTYPES."""
 ACTIVATIONS = {"silu": 0, "gelu": 1, "gelu_new": 2, "gelu_fast": 2, "gelu_pytorch_tanh": 2}
 POINTER, SIZE, INT, FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32, ctypes.c_float
 
@@ -97,7 +96,7 @@ def refused(model: Decoder) -> str:
         (config.learned_positions or config.rotary_dim != config.head_dim, "positions that are not full rotations"),
         (config.qk_norm and config.qk_norm_over == "each", "a norm of its own for each head"),
         (config.head_dim % 2 != 0, f"heads {config.head_dim} wide"),
-        (any(weight.dtype not in KINDS for weight in weights), "weights of another type"),
+        (any(weight.dtype not in DTYPES for weight in weights), "weights of another type"),
         (not all(map(_known, linears)), "several adapters at once, or in half precision"),
         (not config.tie_word_embeddings and not isinstance(model.lm_head, nn.Linear | HeadCopies), "an adapter on the head"),
         (not model.fused, "hooks on its modules"),
@@ -213,18 +212,9 @@ class NativeDecoder:
                 adapter = _Adapter(a_RK.data_ptr(), b_NR.data_ptr(), module.scales[name], len(a_RK))
                 self._rank = max(self._rank, len(a_RK))
             module = module.base
-        if isinstance(module, LowBitLinear):
-            codes, scales, zeros = (None if x is None else self._kept_as_is(x) for x in (module.codes, module.scales, module.zeros))
-            assert codes is not None and scales is not None
-            weight = Weight(
-                codes.data_ptr(), scales.data_ptr(), None if zeros is None else zeros.data_ptr(), None,
-                module.out_features, module.in_features, LOW_BIT[module.code], module.group,
-            )  # fmt: skip
-        else:
-            assert isinstance(module, nn.Linear)
-            weight = self._weight(module.weight)
-        if module.bias is not None:
-            weight.bias = self._float32(module.bias)
+        assert isinstance(module, nn.Linear | LowBitLinear)
+        bias_N = None if module.bias is None else self._kept_as_is(module.bias.float())
+        weight = weight_of(module, bias_N)
         return _Linear(weight, adapter)
 
     def _kept_as_is(self, tensor: Tensor) -> Tensor:
@@ -234,7 +224,7 @@ class NativeDecoder:
 
     def _weight(self, tensor: Tensor) -> Weight:
         kept = self._kept_as_is(tensor)
-        return Weight(kept.data_ptr(), None, None, None, *kept.shape, KINDS[kept.dtype], 0)
+        return Weight(kept.data_ptr(), None, None, None, *kept.shape, DTYPES[kept.dtype], 0)
 
     def _norm(self, norm: nn.Module) -> int | None:
         return self._float32(norm.weight) if isinstance(norm, Norm) else None
@@ -246,7 +236,7 @@ class NativeDecoder:
         """Writes into this cache from now on."""
         self._struct.block_size = cache.block_size
         dtype = cache.keys[0].dtype
-        self._struct.stored = INT8 if dtype == torch.int8 else KINDS[dtype]
+        self._struct.stored = INT8 if dtype == torch.int8 else DTYPES[dtype]
         for number, layer in enumerate(self._layers):
             layer.keys, layer.values = cache.keys[number].data_ptr(), cache.values[number].data_ptr()
             if cache.key_scales:

@@ -18,15 +18,15 @@ DTYPES = {
 }
 
 
-def weight_of(layer: nn.Linear | LowBitLinear) -> Weight:
-    """A bias must be float32, and every tensor contiguous and on the CPU."""
+def weight_of(layer: nn.Linear | LowBitLinear, bias_N: Tensor | None = None) -> Weight:
+    """`bias_N` stands in for the layer's own, which must be float32; every tensor must be contiguous and on the CPU."""
     N, K = layer.out_features, layer.in_features
     if isinstance(layer, LowBitLinear):
         kind = KINDS[layer.code.removesuffix("_asymmetric")]
         data, scales, zeros, group = layer.codes, layer.scales, layer.zeros, layer.group
     else:
         kind, data, scales, zeros, group = DTYPES[layer.weight.dtype], layer.weight, None, None, 0
-    bias = layer.bias
+    bias = layer.bias if bias_N is None else bias_N
     assert bias is None or bias.dtype == torch.float32
     return Weight(_address(data), _address(scales), _address(zeros), _address(bias), N, K, kind, group)
 
