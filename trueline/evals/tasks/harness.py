@@ -140,5 +140,5 @@ def _error(said: Any, metric: str, value: float, samples: Sequence[Mapping[str, 
         return None
     logps_N, sizes_N = np.array([sample[metric] for sample in samples], dtype=float).T
     residuals_N = logps_N - logps_N.sum() / sizes_N.sum() * sizes_N
-    error = math.sqrt(len(samples) / (len(samples) - 1) * (residuals_N**2).sum()) / sizes_N.sum()
+    error = float(math.sqrt(len(samples) / (len(samples) - 1) * (residuals_N**2).sum()) / sizes_N.sum())
     return error / math.log(2) if metric == "bits_per_byte" else error * value
