@@ -145,6 +145,15 @@ def test_preemption_changes_nothing(model: Decoder, prompts: Prompts, swap_token
     assert found.preemptions > 0 and found.blocks_used == 0 and found.blocks_total <= 40
 
 
+def test_batch_invariance_is_promised_or_refused(model: Decoder, native: bool) -> None:
+    if native:
+        assert Engine(model, batch_invariant=True).backend == "C++"
+        return
+    assert Engine(model).backend == "torch (this test wants torch)"
+    with pytest.raises(ValueError, match="this model runs on torch: this test wants torch"):
+        Engine(model, batch_invariant=True)
+
+
 def test_a_request_larger_than_the_cache_is_refused(model: Decoder) -> None:
     engine = Engine(model, cache_tokens=64)
     with pytest.raises(ValueError, match="give the engine a larger cache"):

@@ -59,13 +59,14 @@ class Engine:
         self, model: Decoder, tokenizer: Tokenizer | None = None, max_batch: int = 64, *,
         max_tokens_per_step: int = 2048, block_size: int = BLOCK_SIZE, cache_tokens: int | None = None,
         cache_dtype: torch.dtype | None = None, swap_tokens: int = 0, max_waiting: int | None = None,
-        adapters: Sequence[str] = (), native: bool = True, stop_ids: Sequence[int] | None = None, version: str = "",
+        adapters: Sequence[str] = (), native: bool = True, batch_invariant: bool = False, stop_ids: Sequence[int] | None = None, version: str = "",
         progress: Callable[[int], object] | None = None,
     ) -> None:  # fmt: skip
         """`max_batch` responses run at once, and a step computes at most `max_tokens_per_step` tokens. The cache grows with
         what is asked for, up to `cache_tokens` tokens; then responses are preempted, and up to `swap_tokens` of theirs are
         kept on the host. `cache_dtype` torch.int8 stores keys and values in 8 bits. `adapters` on the model that requests may
-        name; without them the model is used as it is. `native=False` computes on torch even where C++ could. `stop_ids` end a
+        name; without them the model is used as it is. `native=False` computes on torch even where C++ could. `batch_invariant` refuses a model that C++ does
+        not compute: there logits are equal bit for bit in any company (at no cost), on torch to rounding. `stop_ids` end a
         response whose Sampling names none: by default the tokenizer's, else the config's end tokens. `progress` is told by
         `sample` how many of its responses have ended."""
         least = min(max_batch, max_tokens_per_step, block_size)
@@ -79,6 +80,8 @@ class Engine:
         self._stop_ids = _end_tokens(model, tokenizer) if stop_ids is None else frozenset(stop_ids)
         self._adapters = tuple(adapters)
         self._runner = Runner(model, block_size, cache_dtype, tuple(adapters), native)
+        if batch_invariant and self._runner.why_torch:
+            raise ValueError(f"batch_invariant needs the forward in C++, and this model runs on torch: {self._runner.why_torch}")
         self._limit = None if cache_tokens is None else cache_tokens // block_size
         self._blocks = Blocks(0, block_size)
         self._scheduler = Scheduler(
@@ -151,6 +154,11 @@ class Engine:
             self.agreement = None
             self._runner.replace(weights)
         self.model, self.version = weights, version
+
+    @property
+    def backend(self) -> str:
+        """Who computes the forward, in words."""
+        return f"torch ({self._runner.why_torch})" if self._runner.why_torch else "C++"
 
     def statistics(self) -> Statistics:
         """Counts, now."""

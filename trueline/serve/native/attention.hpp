@@ -34,9 +34,15 @@ typedef int8_t Bytes __attribute__((vector_size(LANES)));
 constexpr int QUERIES = 32;  // tokens of a unit at most
 
 inline Lanes load(const int8_t* p) {
+#if defined(__AVX512F__)
+    return (Lanes)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+#elif defined(__AVX2__)
+    return (Lanes)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
+#else
     Bytes b;
     std::memcpy(&b, p, sizeof b);
     return __builtin_convertvector(__builtin_convertvector(b, Whole), Lanes);
+#endif
 }
 
 inline void store(float* p, Lanes v) { std::memcpy(p, &v, sizeof v); }
@@ -102,8 +108,9 @@ inline float one(const float16* p) {
 }
 
 // Products of R rows with the keys of one block [E, S]. Even and odd numbers of a head are added up apart, then together.
+// `next` is fetched on the way: blocks lie anywhere, so the processor cannot guess it.
 template <int R, class C>
-inline void products_of(const C* k, const float* const* q, int64_t E, int64_t S, float* const* out) {
+inline void products_of(const C* k, const C* next, const float* const* q, int64_t E, int64_t S, float* const* out) {
     constexpr int WIDE = R == 4 ? 1 : 2;
     int64_t s = 0;
     auto vectors = [&](auto wide) {
@@ -112,6 +119,8 @@ inline void products_of(const C* k, const float* const* q, int64_t E, int64_t S,
             Lanes even[R][N] = {}, odd[R][N] = {};
             for (int64_t e = 0; e < E; e += 2) {
                 const C *k0 = k + e * S + s, *k1 = k0 + S;
+                __builtin_prefetch(next + e * S + s);
+                __builtin_prefetch(next + (e + 1) * S + s);
                 for (int n = 0; n < N; ++n) {
                     const Lanes a = load(k0 + n * LANES), b = load(k1 + n * LANES);
                     for (int r = 0; r < R; ++r) {
@@ -163,10 +172,11 @@ inline float odds(float* row, int64_t low, int64_t high, int64_t padded, float c
 
 // The values of one block under the odds of R rows, N vectors of a head from e on.
 template <int R, int N, class C>
-inline void weigh(const C* v, int64_t E, int64_t first, int64_t stop, const float* const* odds, int64_t shift, Lanes (*sums)[N]) {
-    for (int64_t s = first; s < stop; ++s) {
+inline void weigh(const C* v, const C* next, int64_t E, int64_t count, const float* const* odds, int64_t shift, Lanes (*sums)[N]) {
+    for (int64_t s = 0; s < count; ++s) {
         Lanes vs[N];
         for (int n = 0; n < N; ++n) vs[n] = load(v + s * E + n * LANES);
+        for (size_t n = 0; n < N * LANES * sizeof(C); n += 64) __builtin_prefetch(reinterpret_cast<const char*>(next + s * E) + n);
         for (int r = 0; r < R; ++r) {
             const Lanes odd = Lanes{} + odds[r][s + shift];
             for (int n = 0; n < N; ++n) sums[r][n] = fma(odd, vs[n], sums[r][n]);
@@ -186,7 +196,8 @@ inline void tile(const Heads& a, const int32_t* table, int64_t g, const float* c
         const int64_t cell = table[p / S] * a.groups + g;
         float* block[R];
         for (int r = 0; r < R; ++r) block[r] = rows[r] + p - base;
-        products_of<R>(keys + cell * size, q, E, S, block);
+        const int64_t after = p + S < end ? table[p / S + 1] * a.groups + g : cell;
+        products_of<R>(keys + cell * size, keys + after * size, q, E, S, block);
         for (int r = 0; r < R; ++r)
             for (int64_t s = 0; s < S; ++s) block[r][s] *= a.key_scales ? a.scale * a.key_scales[cell * S + s] : a.scale;
     }
@@ -205,8 +216,10 @@ inline void tile(const Heads& a, const int32_t* table, int64_t g, const float* c
         constexpr int N = decltype(wide)::value;
         for (; e + N * LANES <= E; e += N * LANES) {
             Lanes sums[R][N] = {};
-            for (int64_t p = base; p < end; p += S)
-                weigh<R, N>(values + (table[p / S] * a.groups + g) * size + e, E, 0, std::min(S, end - p), rows, p - base, sums);
+            for (int64_t p = base; p < end; p += S) {
+                const int64_t cell = table[p / S] * a.groups + g, after = p + S < end ? table[p / S + 1] * a.groups + g : cell;
+                weigh<R, N>(values + cell * size + e, values + after * size + e, E, std::min(S, end - p), rows, p - base, sums);
+            }
             for (int r = 0; r < R; ++r)
                 for (int n = 0; n < N; ++n) store(out[r] + e + n * LANES, sums[r][n] * inverse[r]);
         }
