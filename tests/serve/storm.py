@@ -26,7 +26,7 @@ from typing import Any
 
 ALLOWED = {200, 400, 404, 405, 408, 413, 503}
 FLAGS = {
-    "max_waiting": 24, "max_body_bytes": 65536, "max_connections": 512, "body_seconds": 2, "write_seconds": 1, "request_seconds": 30,
+    "max_waiting": 40, "max_body_bytes": 65536, "max_connections": 512, "body_seconds": 2, "write_seconds": 1, "request_seconds": 30,
     "max_batch": 16, "cache_tokens": 2048,
 }  # fmt: skip
 WORDS = ("The", "sum", "of", "the", "values,", "naïvely", "—", "the", "café's", "ünïcödé.", "Return")
@@ -71,8 +71,10 @@ class Storm:
         asked: dict[str, Any] = {"max_tokens": rng.choice((1, 4, 12, 40)), **rng.choice(more)}
         if rng.random() < 0.4:
             return "chat/completions", {**asked, "messages": [{"role": "user", "content": text}], "logprobs": rng.random() < 0.3}
-        prompt = rng.choice((text, [1, 2, 3] * rng.randint(1, 20), [text, text[:9]]))
-        return "completions", {**asked, "prompt": prompt, **rng.choice(({}, {"logprobs": 2}, {"echo": True, "logprobs": 1}))}
+        asked["prompt"] = rng.choice((text, [1, 2, 3] * rng.randint(1, 20), [text, text[:9]]))
+        if "num_beams" not in asked:
+            asked |= rng.choice(({}, {"logprobs": 2}, {"echo": True, "logprobs": 1}))
+        return "completions", asked
 
     async def whole(self) -> None:
         """A good request, read to its end."""

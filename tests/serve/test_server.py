@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -142,6 +143,22 @@ def test_embeddings(client: openai.OpenAI, model: Decoder, tokenizer: Tokenizer)
         assert numbers == pytest.approx(expected, abs=1e-6)
 
 
+def test_answers_follow_what_is_asked(client: openai.OpenAI) -> None:
+    """A schema, an expression, and a beam search, on the engine."""
+    schema = {"type": "object", "properties": {"a": {"enum": [1, 2]}}, "required": ["a"], "additionalProperties": False}
+    found = client.chat.completions.create(
+        model="tiny", messages=[{"role": "user", "content": "a"}], max_tokens=70, seed=1,
+        response_format={"type": "json_schema", "json_schema": {"name": "a", "schema": schema}},
+    )  # fmt: skip
+    assert found.choices[0].finish_reason == "stop" and json.loads(found.choices[0].message.content or "")["a"] in (1, 2)
+    written = client.completions.create(model="tiny", prompt="a", max_tokens=20, extra_body={"regex": "[a-c]{3}x"}).choices[0]
+    assert re.fullmatch("[a-c]{3}x", written.text) and written.finish_reason == "stop"
+    beams = client.completions.create(model="tiny", prompt="a", max_tokens=4, n=3, logprobs=0, extra_body={"num_beams": 3})
+    sums = [sum(choice.logprobs.token_logprobs or ()) for choice in beams.choices if choice.logprobs]  # type: ignore[arg-type]
+    greedy = client.completions.create(model="tiny", prompt="a", max_tokens=4, temperature=0, logprobs=0).choices[0].logprobs
+    assert len(sums) == 3 and sums == sorted(sums, reverse=True) and greedy and sums[0] >= sum(greedy.token_logprobs or ()) - 1e-6  # type: ignore[arg-type]
+
+
 def test_adapters_on_one_base(model: Decoder, tokenizer: Tokenizer) -> None:
     """Requests for the base and for an adapter, at the same time: each gets what its own weights draw."""
     import copy
@@ -198,6 +215,9 @@ def test_models(client: openai.OpenAI) -> None:
         ("completions", {"prompt": "a", "logit_bias": {"x": 1}}, "logit_bias"),
         ("completions", {"prompt": "a", "stream_options": {"include_usage": True}}, "stream_options needs stream"),
         ("completions", {"prompt": "a", "regex": "a+", "grammar": "start: /a/"}, "one of response_format, regex and grammar"),
+        ("completions", {"prompt": "a", "num_beams": 2, "logprobs": 1}, "a beam search goes without logprobs above 0"),
+        ("completions", {"prompt": "a", "num_beams": 2, "n": 3}, "must not exceed num_beams, 2"),
+        ("completions", {"prompt": "a", "regex": "("}, "regular expression"),
         ("completions", {"prompt": "\udfff"}, "half of a surrogate pair"),
         ("chat/completions", {"messages": [{"role": "user", "content": "\udfff"}]}, "half of a surrogate pair"),
         ("completions", {"prompt": "a", "\udfff": 1}, "the body: "),

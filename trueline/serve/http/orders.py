@@ -136,8 +136,8 @@ def sampling(asked: Asked, served: Served, prompts: Sequence[np.ndarray], most: 
     """How to draw; `most` new tokens (None: what the limits and the context leave)."""
     if asked.stream_options is not None and not asked.stream:
         raise Refusal(400, "stream_options needs stream: set stream to true", param="stream_options")
-    if asked.num_beams and n > asked.num_beams:
-        raise Refusal(400, f"n is {n}: it must not exceed num_beams, {asked.num_beams}", param="n")
+    if asked.num_beams:
+        check_beams(asked, n)
     limits, room = served.limits, served.context - min(map(len, prompts))
     if limits.max_tokens and most is not None and most > limits.max_tokens:
         raise Refusal(400, f"max_tokens is {most}, but this server draws at most {limits.max_tokens}: ask for fewer", param="max_tokens")
@@ -162,6 +162,22 @@ def sampling(asked: Asked, served: Served, prompts: Sequence[np.ndarray], most: 
         frequency_penalty=float(asked.frequency_penalty),
         logit_bias=tuple((int(token), float(bias)) for token, bias in (asked.logit_bias or {}).items()),
     )
+
+
+def check_beams(asked: Asked, n: int) -> None:
+    """Refuses what a beam search cannot do."""
+    if n > asked.num_beams:
+        raise Refusal(400, f"n is {n}: it must not exceed num_beams, {asked.num_beams}", param="n")
+    top = asked.logprobs if isinstance(asked, CompletionAsked) else asked.top_logprobs if isinstance(asked, ChatAsked) else 0
+    others = {
+        "stop": asked.stop,
+        "prompt_lookup_num_tokens": asked.prompt_lookup_num_tokens,
+        "response_format, regex and grammar": constraint(asked),
+        "logprobs above 0": top,
+    }
+    for name, value in others.items():
+        if value:
+            raise Refusal(400, f"a beam search goes without {name}: leave out that, or num_beams", param="num_beams")
 
 
 def check_logprobs(prompts: Sequence[np.ndarray], drawing: Sampling, top: int, echo: bool, served: Served) -> None:
