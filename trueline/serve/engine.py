@@ -58,17 +58,19 @@ class Engine:
     def __init__(
         self, model: Decoder, tokenizer: Tokenizer | None = None, max_batch: int = 64, *,
         max_tokens_per_step: int = 2048, block_size: int = BLOCK_SIZE, cache_tokens: int | None = None,
-        cache_dtype: torch.dtype | None = None, swap_tokens: int = 0, max_waiting: int | None = None,
-        adapters: Sequence[str] = (), native: bool = True, batch_invariant: bool = False, stop_ids: Sequence[int] | None = None, version: str = "",
+        cache_dtype: torch.dtype | None = None, swap_tokens: int = 0, max_waiting: int | None = None, adapters: Sequence[str] = (),
+        native: bool = True, batch_invariant: bool = False, stop_ids: Sequence[int] | None = None, version: str = "",
         progress: Callable[[int], object] | None = None,
     ) -> None:  # fmt: skip
         """`max_batch` responses run at once, and a step computes at most `max_tokens_per_step` tokens. The cache grows with
         what is asked for, up to `cache_tokens` tokens; then responses are preempted, and up to `swap_tokens` of theirs are
-        kept on the host. `cache_dtype` torch.int8 stores keys and values in 8 bits. `adapters` on the model that requests may
-        name; without them the model is used as it is. `native=False` computes on torch even where C++ could. `batch_invariant` refuses a model that C++ does
-        not compute: there logits are equal bit for bit in any company (at no cost), on torch to rounding. `stop_ids` end a
-        response whose Sampling names none: by default the tokenizer's, else the config's end tokens. `progress` is told by
-        `sample` how many of its responses have ended."""
+        kept on the host. `cache_dtype` torch.int8 stores keys and values in 8 bits. More than `max_waiting` requests in the
+        queue are refused. `adapters` on the model that requests may name; without them the model is used as it is.
+
+        `native=False` computes on torch even where C++ could. `batch_invariant` refuses a model that C++ does not compute: there
+        logits are equal bit for bit in any company (at no cost), on torch to rounding. `stop_ids` end a response whose Sampling
+        names none: by default the tokenizer's, else the config's end tokens. `progress` is told by `sample` how many of its
+        responses have ended."""
         least = min(max_batch, max_tokens_per_step, block_size)
         if least < 1:
             raise ValueError(
