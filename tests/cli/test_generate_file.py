@@ -73,7 +73,7 @@ def test_a_row_does_not_depend_on_its_neighbours(trueline: Trueline, tiny: Path,
     same(tmp_path / "one", tmp_path / "many")
 
 
-@pytest.mark.parametrize("stop_after", [1, 4, 11])
+@pytest.mark.parametrize("stop_after", [1, 11])
 def test_stopped_and_resumed_is_uninterrupted(
     trueline: Trueline, tiny: Path, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop_after: int
 ) -> None:
@@ -107,15 +107,15 @@ def test_stopped_and_resumed_is_uninterrupted(
 def test_killed_and_resumed_is_uninterrupted(trueline: Trueline, tiny: Path, tmp_path: Path) -> None:
     """By SIGKILL, in the middle of its work."""
     prompts, whole, parts = tmp_path / "p.jsonl", tmp_path / "whole.jsonl", tmp_path / "parts.jsonl"
-    prompts.write_text("".join(json.dumps({"prompt": f"What is {n} + 2?"}) + "\n" for n in range(400)), encoding="utf-8")
-    words = ["generate", "--data", prompts, "--model", tiny, "--max_new_tokens", 40, "--ids", "--logprobs", "--max_batch", 8, "--out"]
+    prompts.write_text("".join(json.dumps({"prompt": f"What is {n} + 2?"}) + "\n" for n in range(100)), encoding="utf-8")
+    words = ["generate", "--data", prompts, "--model", tiny, "--max_new_tokens", 24, "--ids", "--logprobs", "--max_batch", 8, "--out"]
     assert trueline(*words, whole)[0] == 0
-    for least in (20, 90):
+    for least in (10, 40):
         running = subprocess.Popen([sys.executable, "-m", "trueline", *map(str, words), str(parts)], stderr=subprocess.DEVNULL)
         while running.poll() is None and (not parts.exists() or parts.read_bytes().count(b"\n") < least):
             time.sleep(0.002)
         running.kill()
-        assert running.wait() == -9 and parts.read_bytes().count(b"\n") < 400
+        assert running.wait() == -9 and parts.read_bytes().count(b"\n") < 100
     assert trueline(*words, parts)[0] == 0
     same(parts, whole)
 
