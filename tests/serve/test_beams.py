@@ -69,6 +69,23 @@ def test_it_stops_when_the_running_beams_cannot_win() -> None:
     assert search.step(row.repeat(2, 1)) == [] and [found.ids for found in search.hypotheses] == [(END,), (1, END)]
 
 
+def test_it_goes_on_while_a_running_beam_may_win() -> None:
+    """By hand: after two steps both hypotheses are kept, but the running beam's mean of log-probs is better than the worse one's."""
+    table = torch.tensor([[1.0, 0.0, 0.0], [0.1, 0.8, 0.1], [0.6, 0.2, 0.2]]).log()  # after END, 1, 2
+    search = BeamSearch(2, [END], 3, length_penalty=1.0)
+    assert search.step(torch.tensor([[0.5, 0.3, 0.2]]).log()) == [(0, 1), (0, 2)]
+    moves = search.step(table[[1, 2]])
+    assert moves[0] == (0, 1) and [found.ids for found in search.hypotheses] == [(END,), (2, END)]
+    assert search.step(table[[token for _, token in moves]]) == []
+    assert [found.ids for found in search.hypotheses] == [(1, 1, 1), (END,)]
+    assert search.hypotheses[0].score == pytest.approx(float(torch.tensor(0.3 * 0.8 * 0.8).log()) / 3)
+
+
+def test_an_end_that_is_not_among_the_best_is_no_hypothesis() -> None:
+    search = BeamSearch(1, [END], 9)
+    assert search.step(torch.tensor([[0.4, 0.5, 0.1]]).log()) == [(0, 1)] and search.hypotheses == []
+
+
 @pytest.mark.slow
 @pytest.mark.sample
 @pytest.mark.parametrize("length_penalty", [1.0, 0.0, 2.0, -0.5])

@@ -69,7 +69,8 @@ class BeamSearch:
         best = (logps_BV.float() + sums_B[:, None]).flatten().topk(candidates)
         logps = logps_BV.flatten()[best.indices].tolist()
         self.length += 1
-        moves, beams = [], []
+        moves: list[tuple[int, int]] = []
+        beams: list[Beam] = []
         for rank, (total, place, logp) in enumerate(
             zip(best.values.tolist(), best.indices.tolist(), logps, strict=True)
         ):

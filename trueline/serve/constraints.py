@@ -45,8 +45,9 @@ LIMITS = {
     "verbose_errors": False,
 }
 """llguidance's own limits: about 10 ms to compile, 7 ms a step, and 40 MB for each constraint."""
-SCHEMA = {"lenient": False, "whitespace_flexible": True, "whitespace_pattern": r"[ \t\r\n]{1,64}"}
-"""No keyword is ignored, and white space between tokens ends: a model that likes it would go on for ever."""
+SCHEMA = {"whitespace_flexible": True, "whitespace_pattern": r"[ \t\r\n]{1,64}"}
+"""White space between tokens ends: a model that likes it would go on for ever. In place of options in the schema itself, which
+could have keywords ignored."""
 NAMES = {"json_schema": "JSON schema", "json": "JSON schema", "regex": "regular expression", "grammar": "Lark grammar"}
 
 
