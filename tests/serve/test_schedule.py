@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import subprocess
 import sys
 
@@ -29,39 +30,50 @@ class Life(RuleBasedStateMachine):
     """Requests of all kinds come, run, are cancelled, preempted and swapped; `World` checks every step."""
 
     @initialize(
-        size=st.sampled_from([1, 2, 3, 4]), room=st.integers(12, 40), swap=st.sampled_from([0, 4, 30]), batch=st.integers(2, 6),
-        more=st.integers(0, 8), patience=st.integers(1, 4), waiting=st.sampled_from([None, 4]),
+        size=st.sampled_from([1, 2, 3, 4]), room=st.integers(50, 90), swap=st.sampled_from([0, 4, 30]), batch=st.integers(2, 6),
+        more=st.integers(0, 8), patience=st.integers(1, 4), waiting=st.sampled_from([None, 4]), ahead=st.sampled_from([0, 2, 16]),
     )  # fmt: skip
-    def begin(self, size: int, room: int, swap: int, batch: int, more: int, patience: int, waiting: int | None) -> None:
+    def begin(
+        self, size: int, room: int, swap: int, batch: int, more: int, patience: int, waiting: int | None, ahead: int
+    ) -> None:
         self.world = World(
             -(-room // size), size, max_batch=batch, max_tokens_per_step=batch + more, max_waiting=waiting, swap_blocks=-(-swap // size),
-            patience=patience,
+            patience=patience, ahead=ahead,
         )  # fmt: skip
         self.expected: set[tuple[int, int]] = set()
         self.number = 0
 
     @rule(
-        ids=st.lists(st.integers(0, 1), min_size=1, max_size=14), n=st.integers(1, 4), limit=st.integers(1, 8), beams=st.booleans(),
+        ids=st.lists(st.integers(0, 1), min_size=1, max_size=14), n=st.integers(1, 4), limit=st.sampled_from([30, 12, 4, 1]),
+        beams=st.booleans(),
         priority=st.integers(0, 2), client=st.sampled_from("ab"), adapter=st.sampled_from(["", "", "x"]), scored=st.booleans(),
+        times=st.sampled_from([3, 2, 1]),
     )  # fmt: skip
     def submit(
-        self, ids: list[int], n: int, limit: int, beams: bool, priority: int, client: str, adapter: str, scored: bool
-    ) -> None:
-        n = min(n, self.world.scheduler.max_batch)
-        wanted = request(
-            self.number, ids, n, limit, beams=n if beams else 0, priority=priority, client=client, adapter=adapter, prompt_logps=scored
-        )  # fmt: skip
-        try:
-            self.world.scheduler.add(wanted)
-        except Full:
-            assert self.world.scheduler.waiting == self.world.scheduler.max_waiting
-        except ValueError:
-            assert n > self.world.scheduler.room(len(ids), limit)
-        else:
-            self.expected |= {(self.number, response) for response in range(n)}
-        self.number += 1
+        self, ids: list[int], n: int, limit: int, beams: bool, priority: int, client: str, adapter: str, scored: bool, times: int
+    ) -> None:  # fmt: skip
+        scheduler = self.world.scheduler
+        room = scheduler.room(len(ids), limit)
+        n = min(n, scheduler.max_batch)
+        asked = {
+            "beams": n if beams else 0,
+            "priority": priority,
+            "client": client,
+            "adapter": adapter,
+            "prompt_logps": scored,
+        }
+        for _ in range(times):
+            try:
+                scheduler.add(request(self.number, ids, 1 if beams else n, limit, **asked))
+            except Full:
+                assert scheduler.waiting == scheduler.max_waiting
+            except ValueError:
+                assert room < n
+            else:
+                self.expected |= {(self.number, response) for response in range(n)}
+            self.number += 1
 
-    @rule(times=st.integers(1, 5))
+    @rule(times=st.integers(1, 12))
     def step(self, times: int) -> None:
         for _ in range(times):
             self.world.step()
@@ -102,6 +114,13 @@ class Life(RuleBasedStateMachine):
     def done(self, number: int) -> list[tuple[int, int, tuple[int, ...]]]:
         return [each for each in self.world.finished if each[0] == number]
 
+    @precondition(lambda self: self.world.scheduler.running)
+    @rule(which=st.integers(0, 9))
+    def preempt(self, which: int) -> None:
+        """Anybody, at any time."""
+        for group in self.world.scheduler._groups[which : which + 1]:
+            self.world.preempt(group)
+
     @rule()
     def reset(self) -> None:
         self.world.scheduler.reset()
@@ -119,6 +138,51 @@ TestLife = Life.TestCase
 TestLife.settings = settings(
     max_examples=50, stateful_step_count=25, deadline=None, suppress_health_check=list(HealthCheck)
 )
+
+
+def storm(seed: int, requests: int) -> World:
+    """Many more than fit, of all kinds; some are cancelled."""
+    rng = random.Random(seed)
+    size, batch = rng.choice([1, 2, 3, 4, 8]), rng.randint(3, 8)
+    world = World(
+        -(-rng.randint(60, 120) // size), size, max_batch=batch, max_tokens_per_step=batch + rng.randint(0, 20),
+        swap_blocks=rng.choice([0, 60 // size, 400 // size]), patience=rng.randint(1, 5), ahead=rng.choice([0, 1, 16]),
+    )  # fmt: skip
+    expected: set[tuple[int, int]] = set()
+    for number in range(requests):
+        n, limit, beams = rng.randint(1, min(4, batch)), rng.randint(1, 30), rng.random() < 0.4
+        ids = [rng.randint(0, 1) for _ in range(rng.randint(1, 20))]
+        if n > world.scheduler.room(len(ids), limit):
+            continue
+        options = {"beams": n if beams else 0, "priority": rng.randint(0, 1), "adapter": rng.choice(["", "", "x"])}
+        world.scheduler.add(request(number, ids, 1 if beams else n, limit, client=rng.choice("ab"), **options))
+        expected |= {(number, response) for response in range(n)}
+        for _ in range(rng.randint(0, 6)):
+            world.step()
+            for running in world.scheduler.running:
+                if running.ids and not running.request.options.beams and rng.random() < 0.2:
+                    running.draft = [world.draw(running), rng.randint(0, 4), 1]
+        if rng.random() < 0.1:
+            gone = rng.randint(max(0, number - 5), number)
+            world.scheduler.cancel(gone)
+            ended = {response for each, response, _ in world.finished if each == gone}
+            expected -= {each for each in expected if each[0] == gone and each[1] not in ended}
+        if rng.random() < 0.02:
+            world.scheduler.reset()
+    world.run()
+    assert sorted(each[:2] for each in world.finished) == sorted(expected)
+    return world
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_storm(seed: int) -> None:
+    storm(seed, 40)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(6, 200))
+def test_a_long_storm(seed: int) -> None:
+    storm(seed, 150)
 
 
 # -- order ----------------------------------------------------------------------------------------------------------------
@@ -322,6 +386,18 @@ def test_preemption_changes_nothing(swap: int, size: int) -> None:
         assert (world.scheduler.preemptions > 0) == (room == 100)
         assert (world.scheduler.swaps > 0) == (room == 100 and swap > 0)
     assert results[0] == results[1]
+
+
+@pytest.mark.parametrize(("free", "preempted"), [(1, 1), (2, 0)])
+def test_copies_need_blocks_too(free: int, preempted: int) -> None:
+    """Three samples share a block that is not full: two of them copy it, or, with a single free block, nobody does."""
+    world = World(20, 4, max_batch=4, max_tokens_per_step=64)
+    world.scheduler.add(request(0, range(7), n=3, limit=9))
+    world.step()
+    for _ in range(world.blocks.available - free):
+        world.blocks.take()
+    plan = world.scheduler.schedule()
+    assert world.scheduler.preemptions == preempted and len(plan.copies) == (0 if preempted else 2)
 
 
 def test_the_least_urgent_and_the_latest_leave_first() -> None:

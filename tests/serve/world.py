@@ -14,6 +14,7 @@ import numpy as np
 
 from trueline.records import Sampling
 from trueline.serve.blocks import Blocks
+from trueline.serve.group import Group
 from trueline.serve.plan import Plan
 from trueline.serve.request import Options, Request, Running
 from trueline.serve.schedule import Scheduler
@@ -65,6 +66,14 @@ class World:
         self.search([running for running, _ in plan.chunks if running.request.options.beams])
         self.check()
         return plan
+
+    def preempt(self, group: Group) -> None:
+        """As a step would that needs its blocks."""
+        plan = Plan()
+        self.scheduler._preempt(group, plan)
+        for block, host in plan.swap_out:
+            self.host[host] = list(self.memory[block])
+        self.check()
 
     def write(self, running: Running, count: int) -> None:
         tokens = [*running.request.ids.tolist(), *running.ids, *running.draft]

@@ -7,9 +7,6 @@ from dataclasses import dataclass, field
 from trueline.serve.blocks import Blocks
 from trueline.serve.request import Request, Running
 
-AHEAD = 16
-"""Tokens for which there is room when somebody enters: nobody is to be preempted at once."""
-
 
 @dataclass(eq=False)
 class Group:
@@ -56,12 +53,12 @@ class Group:
         prompt = self.prompt // block_size * block_size
         return any(running.computed < prompt for running in self.active)
 
-    def growth(self, blocks: Blocks) -> int:
-        """Blocks that its responses can still need for the next AHEAD tokens."""
+    def growth(self, blocks: Blocks, ahead: int) -> int:
+        """Blocks that its responses can still need for the next `ahead` tokens."""
         most = self.prompt + self.request.limit - 1
         found = 0
         for running in self.active or self.pending[:1]:
-            last = blocks.needed(min(running.length + AHEAD, most))
+            last = blocks.needed(min(running.length + ahead, most))
             found += last - blocks.needed(running.length)
             found += len(running.siblings) * (last - self.prompt // blocks.block_size)
         return found

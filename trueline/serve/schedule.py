@@ -20,7 +20,7 @@ from array import array
 from bisect import insort
 
 from trueline.serve.blocks import Blocks
-from trueline.serve.group import AHEAD, Group
+from trueline.serve.group import Group
 from trueline.serve.noise import noise_key
 from trueline.serve.plan import Plan
 from trueline.serve.request import Request, Running
@@ -41,9 +41,11 @@ class Scheduler:
         swap_blocks: int = 0,
         recompute_cost: float = 4.0,
         patience: int = 64,
+        ahead: int = 16,
     ) -> None:
         """`swap_blocks`: size of the host pool. `recompute_cost`: computing a token again costs as much as moving the keys and
-        values of so many tokens. `patience`: starts of higher priority that a lower one lets pass."""
+        values of so many tokens. `patience`: starts of higher priority that a lower one lets pass. `ahead`: when somebody enters,
+        there is room for so many tokens of everybody, so that nobody is preempted at once."""
         if max_batch < 1 or max_tokens_per_step < max_batch:
             raise ValueError(
                 f"max_batch must be at least 1 and max_tokens_per_step at least max_batch (one token for every response), "
@@ -51,14 +53,13 @@ class Scheduler:
             )
         self.blocks, self.host = blocks, Swap(swap_blocks, blocks.block_size)
         self.max_batch, self.max_tokens, self.max_waiting = max_batch, max_tokens_per_step, max_waiting
-        self.recompute_cost = recompute_cost
+        self.recompute_cost, self.ahead = recompute_cost, ahead
         self._waiting = Waiting(patience)
         self._groups: list[Group] = []  # that run, by rank
         self._group: dict[Running, Group] = {}  # of every response with or without blocks
         self._filling: set[tuple[int, bytes]] = set()  # prefixes that this step computes
         self._slots = self._starts = self._steps = 0
         self._turns: dict[str, int] = {}  # the last step of each adapter
-        self._stuck = False  # the last plan had no chunks
         self._refused: tuple[Running | None, int] = None, 0  # who found no room last, in how many free blocks
         self.preemptions = self.swaps = 0
         """Requests that lost their blocks, and how many of them to the host pool."""
@@ -159,10 +160,7 @@ class Scheduler:
 
     def schedule(self) -> Plan:
         """Decides the next step. Adapters take turns, those that have nothing to compute are passed over."""
-        plan, preemptions = Plan(), self.preemptions
-        self._filling.clear()
-        if self._stuck and len(self._groups) > 1:  # beam searches that wait for one another's blocks
-            self._preempt(self._groups[-1], plan)
+        plan, preemptions, self._filling = Plan(), self.preemptions, set()
         for adapter in self._adapters():
             plan.adapter = adapter
             behind = self._decode(plan)
@@ -175,7 +173,6 @@ class Scheduler:
                 self._steps += 1
                 self._turns[adapter] = self._steps
                 break
-        self._stuck = not plan.chunks and not plan.swap_in and preemptions == self.preemptions
         return plan
 
     def computed(self, running: Running, count: int) -> None:
@@ -285,7 +282,8 @@ class Scheduler:
         return left
 
     def _admit(self, plan: Plan, left: int) -> None:
-        """Starts those who wait, strictly in their order, and those who were preempted before them."""
+        """Starts those who wait, strictly in their order, and those who were preempted before them. While a request has responses
+        without blocks nobody else enters: so there is one such request at most, and no two wait for one another."""
         while left > 0 and not any(group.pending for group in self._groups):
             group = self._waiting.first()
             if group is None or group.adapter != plan.adapter:
@@ -332,8 +330,8 @@ class Scheduler:
             return False  # another one computes it just now: in the next step it need not be computed again
         fresh = blocks.needed(length) - known
         cost = fresh + sum(blocks.references[block] == 0 for block in shared)
-        if not alone and cost + slots * blocks.needed(AHEAD) > blocks.available:  # else look closer
-            cost += sum(each.growth(blocks) for each in {*self._groups, group})
+        if not alone and cost + slots * blocks.needed(self.ahead) > blocks.available:  # else look closer
+            cost += sum(each.growth(blocks, self.ahead) for each in {*self._groups, group})
         if cost > blocks.available:
             self._refused = running, blocks.available
             return False
