@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -161,6 +162,12 @@ def test_numbers_beyond_f16(tiny: Any, tmp_path: Path) -> None:
         write_gguf(model, tmp_path / "model.gguf", kind="f16")
     assert not list(tmp_path.iterdir())
     write_gguf(model, tmp_path / "model.gguf", kind="bf16")
+
+
+def test_a_missing_extra_is_named(tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "gguf", None)
+    with pytest.raises(ValueError, match=r"pip install 'trueline\[gguf\]'"):
+        write_gguf(tiny(), tmp_path / "model.gguf")
 
 
 def variant(family: str, decoder: Make) -> Decoder:
