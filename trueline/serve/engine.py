@@ -116,11 +116,13 @@ class Engine:
         """One forward for everybody who can go on, and the tokens it gave. Empty when nothing is left to do."""
         events, self._ended = self._ended, []
         plan = self._scheduler.schedule()
-        if not plan.chunks:
+        if not (plan.chunks or plan.swap_out or plan.swap_in):
             return events
         with _sampling_mode(self.model):
-            self._runner.use(plan.adapter)
             self._runner.move(plan.swap_out, plan.copies, plan.swap_in)
+            if not plan.chunks:  # blocks move even when nobody computes
+                return events
+            self._runner.use(plan.adapter)
             turns = [turn_of(running, tokens) for running, tokens in plan.chunks]
             news = self._commit.commit(turns, self._runner.run([turn.chunk for turn in turns]), self.version)
         self._close(news)
