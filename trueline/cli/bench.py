@@ -33,7 +33,7 @@ PAPER = {
 
 @dataclass(frozen=True, kw_only=True)
 class Serve:
-    """Simulate the engine's cache without a model, half a minute: its waste by block size, what parallel samples and beams save by
+    """Simulate the engine's cache without a model, under a minute: its waste by block size, what parallel samples and beams save by
     sharing, and how many requests run at once against contiguous reservation. Lengths are exponential with the means of the
     paper's workloads; what it measured stands beside."""
 
