@@ -12,10 +12,12 @@ import numpy as np
 import pytest
 import torch
 
+from trueline.models.decoder import Decoder
 from trueline.records import Sampling
 from trueline.serve import constraints as room
 from trueline.serve.constraints import Constraints, Matcher, token_bytes
-from trueline.serve.request import Constraint
+from trueline.serve.engine import Engine
+from trueline.serve.request import Constraint, Options
 from trueline.serve.sampling import Change, Knobs, draw
 from trueline.tokens.tokenizer import Tokenizer
 
@@ -175,7 +177,7 @@ def test_masks_of_a_draft_are_those_of_its_tokens(constraints: Constraints, toke
     for place, token in enumerate([a, b]):
         assert np.array_equal(masks[place], constraints.masks([(step, ())])[0][0])
         step.accept(token)
-    assert set(allowed(masks[2])) == set(tokenizer.stop_ids) and not ahead.finished
+    assert set(allowed(masks[2])) == set(tokenizer.stop_ids) and not ahead.finished and ahead.places == 3
     refused = constraints.masks([(ahead, [b, b])])[0]  # b may not follow yet
     assert np.array_equal(refused[0], masks[0]) and len(refused) == 3
     twin = constraints.copy(ahead)
@@ -183,6 +185,19 @@ def test_masks_of_a_draft_are_those_of_its_tokens(constraints: Constraints, toke
         for token in (a, b):
             matcher.accept(token)
         assert set(allowed(constraints.masks([(matcher, ())])[0][0])) == set(tokenizer.stop_ids)
+
+
+@pytest.mark.parametrize("lookup", [0, 4])
+def test_without_an_end_token_a_complete_text_ends_the_response(
+    model: Decoder, tokenizer: Tokenizer, lookup: int
+) -> None:
+    """Also where a draft would lead beyond it."""
+    engine = Engine(model, tokenizer, stop_ids=[])
+    prompt = tokenizer.encode("abababababababab")
+    options = Options(constraint=Constraint("regex", "(ab){4}"), lookup=lookup)
+    engine.submit(prompt, Sampling(max_new_tokens=30), options)
+    samples = [event.sample for _ in range(30) for event in engine.step() if event.sample is not None]
+    assert [tokenizer.decode(sample.ids) for sample in samples] == ["abababab"] and samples[0].finish_reason == "stop"
 
 
 def test_draw_under_a_mask(constraints: Constraints, tokenizer: Tokenizer) -> None:

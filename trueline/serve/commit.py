@@ -123,6 +123,8 @@ class Commit:
             yield Event(running.request.id, running.response, token, logp, sample, drawn.tops[at + place])
             if reason is not None or place == len(draft) or token != draft[place]:
                 break
+            if running.matcher is not None and place + 1 >= running.matcher.places:  # its text is complete here
+                break
         confirmed = running.length - before - 1
         if running.lookup is not None:
             running.lookup.judge(len(draft), confirmed)

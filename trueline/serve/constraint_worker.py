@@ -1,7 +1,7 @@
 """The process in which constraints are compiled and followed. Started by constraints.py; no torch, no numpy.
 
     stdin   {"new": [[id, kind, text, tokens]], "drop": [id], "rows": [[id, tokens, draft]]}       one line of JSON per request
-    stdout  {"errors": {id: message}, "places": [per row], "stopped": [per row]}                   one line, then all bit masks
+    stdout  {"errors": {id: message}, "places": [per row]}                                         one line, then all bit masks
 
 Why a process: schemas and grammars come from the network, and a grammar of one line can keep a parser busy for ever, or overflow
 its stack. This process ends itself when a request takes too long or too much memory; the other side starts a new one.
@@ -58,7 +58,8 @@ class Worker:
             self._matchers.pop(number, None)
         for number, kind, text, tokens in request.get("new", ()):
             self._new(number, kind, text, tokens)
-        places, stopped, masks = [], [], []
+        places: list[int] = []
+        masks: list[bytes] = []
         for number, tokens, draft in request.get("rows", ()):
             matcher = self._matchers[number]
             if tokens:
@@ -70,13 +71,12 @@ class Worker:
                     break
                 taken += 1
                 found.append(matcher.compute_bitmask())
-            stopped.append(matcher.is_stopped() and not taken)
             if taken:
                 matcher.rollback(taken)
             errors[number] = matcher.get_error()
             places.append(len(found))
             masks += found
-        return {"errors": {n: e for n, e in errors.items() if e}, "places": places, "stopped": stopped}, masks
+        return {"errors": {n: e for n, e in errors.items() if e}, "places": places}, masks
 
     def _new(self, number: int, kind: str, text: str, tokens: list[int]) -> None:
         prototype = self._prototypes.get((kind, text))

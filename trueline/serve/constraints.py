@@ -62,6 +62,8 @@ class Matcher:
         """How many of them the worker knows."""
         self.finished = False
         """Nothing can be drawn any more: the text is complete and there is no stop id to say so, or `error` is set."""
+        self.places = 1
+        """Of the latest masks: so many of the newest token and its draft's have a token that may follow. None may be drawn at others."""
         self.error = ""
         """Why it could not be followed to its end: it took too long or grew too large. The engine ends the response."""
         self._stop_W = _bits(stop_ids, 8 * len(allowed_W))
@@ -72,17 +74,10 @@ class Matcher:
         if token not in self.stop_ids:
             self.taken.append(token)
 
-    def mask(self, found_W: np.ndarray, complete: bool, stopped: bool) -> np.ndarray:
+    def mask(self, found_W: np.ndarray, complete: bool) -> np.ndarray:
         """uint8 [W] of one place from what the worker found: a stop id is allowed exactly when the text is complete."""
         mask_W = found_W & self._allowed_W
-        if complete:
-            mask_W |= self._stop_W
-        if mask_W.any():
-            return mask_W
-        self.finished = True
-        if not (complete and stopped):
-            self.error = self.error or "the constraint allows no token of this tokenizer here"
-        return np.full_like(mask_W, 255)
+        return mask_W | self._stop_W if complete else mask_W
 
 
 class Constraints:
@@ -170,19 +165,29 @@ class Constraints:
         self._known.update(matcher.number for matcher in new)
         found = []
         at = 0
-        for (matcher, _), number, stopped in zip(asked, head["places"], head["stopped"], strict=True):
+        for (matcher, _), number in zip(asked, head["places"], strict=True):
             matcher.sent = len(matcher.taken)
             matcher.error = _reason(head["errors"].get(str(matcher.number), ""))
-            found.append([self._mask(matcher, place, places[at + place], stopped) for place in range(number)])
-            matcher.finished = matcher.finished or bool(matcher.error)
+            found.append(self._masks(matcher, places[at : at + number * (not matcher.error)]))
             at += number
         return found
 
-    def _mask(self, matcher: Matcher, place: int, found_W: np.ndarray, stopped: bool) -> np.ndarray:
+    def _masks(self, matcher: Matcher, found_PW: np.ndarray) -> list[np.ndarray]:
+        """Those of a matcher's places, up to the first where nothing can be drawn; when it is the first of all, it has finished."""
         end = len(self._tokens)
-        complete = bool(found_W[end >> 3] >> (end & 7) & 1)
-        at_the_start = not matcher.taken and place == 0
-        return matcher.mask(found_W & self._first_W if at_the_start else found_W, complete, stopped)
+        masks = []
+        for place, found_W in enumerate(found_PW):
+            complete = bool(found_W[end >> 3] >> (end & 7) & 1)
+            at_the_start = not matcher.taken and place == 0
+            masks.append(matcher.mask(found_W & self._first_W if at_the_start else found_W, complete))
+            if not masks[-1].any():
+                masks.pop()
+                if place == 0 and not (complete and not matcher.stop_ids):
+                    matcher.error = matcher.error or "the constraint allows no token of this tokenizer here"
+                break
+        matcher.places = len(masks)
+        matcher.finished = not masks
+        return masks or [np.full(self._bytes, 255, dtype=np.uint8)]
 
     def _ask(self, request: dict[str, Any]) -> tuple[dict[str, Any], np.ndarray] | None:
         """Head and masks uint8 [places, W]; None when the worker ended, a new one starts with the next request."""
