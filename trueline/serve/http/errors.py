@@ -9,6 +9,7 @@ TYPES = {
     401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error", 503: "server_overloaded",
 }  # fmt: skip
 RETRY_SECONDS = 1
+ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False)
 
 
 class Refusal(Exception):
@@ -46,4 +47,4 @@ def clean(text: str) -> str:
 
 def dumps(content: Any) -> bytes:
     """JSON as small as it gets."""
-    return json.dumps(content, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode("utf-8")
+    return ENCODER.encode(content).encode("utf-8")
