@@ -21,6 +21,7 @@ from trueline.records import TEXT, Message, Sample, Sampling
 from trueline.serve.engine import Engine
 from trueline.serve.request import Event, Options
 from trueline.serve.runner import Runner
+from trueline.serve.waiting import Full
 from trueline.tokens.tokenizer import Tokenizer
 
 Prompts = list[np.ndarray]
@@ -143,6 +144,20 @@ def test_preemption_changes_nothing(model: Decoder, prompts: Prompts, swap_token
         assert max(np.abs(a.logps - b.logps).max() for a, b in zip(ours, theirs, strict=True)) < 1e-5
     found = small.statistics()
     assert found.preemptions > 0 and found.blocks_used == 0 and found.blocks_total <= 40
+
+
+def test_a_full_queue_takes_all_of_a_request_or_nothing(model: Decoder) -> None:
+    """40 responses of 30 tokens in a cache of 128: several parts, which wait for one another; the second request does not fit."""
+    engine = Engine(model, cache_tokens=128, max_waiting=12)
+    sampling = Sampling(max_new_tokens=30, n=40)
+    first = engine.submit([1, 2, 3], sampling)
+    waiting = engine.statistics().waiting
+    assert 6 < waiting <= 12
+    with pytest.raises(Full, match="the queue is full"):
+        engine.submit([1, 2, 3], sampling)
+    assert engine.statistics().waiting == waiting
+    ends = [event for event in drain(engine) if event.sample]
+    assert len(ends) == 40 and {event.request for event in ends} == {first}
 
 
 def test_batch_invariance_is_promised_or_refused(model: Decoder, native: bool) -> None:

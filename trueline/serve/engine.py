@@ -262,9 +262,12 @@ class Engine:
         if options.constraint is not None:
             whole = replace(whole, matcher=self._constraints().matcher(options.constraint, whole.stop_ids))
         self._reserve(whole)
-        size = self._scheduler.max_batch  # more responses than fit: the prompt is shared through the cache
-        for first in range(0, len(whole.responses), size):
-            self._scheduler.add(replace(whole, responses=whole.responses[first : first + size]))
+        # more responses than can run together: the prompt is shared through the cache
+        size = max(1, min(self._scheduler.max_batch, self._scheduler.room(len(prompt), whole.limit)))
+        parts = [whole.responses[first : first + size] for first in range(0, len(whole.responses), size)]
+        self._scheduler.refuse_full(len(parts))
+        for responses in parts:
+            self._scheduler.add(replace(whole, responses=responses))
         self._open += options.beams or sampling.n
         if options.beams:
             self._idle_beams[number] = options.beams - sampling.n
@@ -293,7 +296,7 @@ class Engine:
         """Grows the cache, so that as many responses as may run at once fit, each as long as the longest that was asked for."""
         self._longest = max(self._longest, self._blocks.needed(len(request.ids) + request.limit))
         at_once = min(self._open + (request.options.beams or len(request.responses)), self._scheduler.max_batch)
-        wanted = at_once * (self._longest + 1)  # the scheduler wants a block in reserve for each
+        wanted = at_once * self._longest
         if self._limit is not None:
             wanted = min(wanted, self._limit)
         if wanted > self._blocks.num_blocks:

@@ -48,8 +48,7 @@ class Scheduler:
         there is room for so many tokens of everybody, so that nobody is preempted at once."""
         if max_batch < 1 or max_tokens_per_step < max_batch:
             raise ValueError(
-                f"max_batch must be at least 1 and max_tokens_per_step at least max_batch (one token for every response), "
-                f"got {max_batch} and {max_tokens_per_step}"
+                f"max_batch must be at least 1 and max_tokens_per_step at least max_batch, got {max_batch} and {max_tokens_per_step}"
             )
         self.blocks, self.host = blocks, Swap(swap_blocks, blocks.block_size)
         self.max_batch, self.max_tokens, self.max_waiting = max_batch, max_tokens_per_step, max_waiting
@@ -93,6 +92,11 @@ class Scheduler:
             return 0
         return min(self.max_batch, (self.blocks.num_blocks - shared) // max(most - shared, 1))
 
+    def refuse_full(self, parts: int) -> None:
+        """`Full` when so many more requests would not fit the queue."""
+        if self.max_waiting is not None and self._waiting.new + parts > self.max_waiting:
+            raise Full(f"the queue is full: {self._waiting.new} requests wait; try again later")
+
     def add(self, request: Request) -> None:
         """Queues a request. ValueError when it can never run, `Full` when the queue is full."""
         slots = request.options.beams or len(request.responses)
@@ -103,8 +107,7 @@ class Scheduler:
                 f"{self.blocks.num_blocks} blocks of {self.blocks.block_size} tokens: lower max_new_tokens or n, shorten the "
                 "prompt, or give the engine a larger cache"
             )
-        if self.max_waiting is not None and self._waiting.new >= self.max_waiting:
-            raise Full(f"the queue is full: {self._waiting.new} requests wait; try again later")
+        self.refuse_full(1)
         key = noise_key(request.sampling.seed, request.ids, request.repeat, request.responses[0])
         first = Running(request, request.responses[0], key, siblings=tuple(request.responses[1:]))
         group = self._group[first] = Group(request, request.options.priority, slots, pending=[first])
