@@ -192,7 +192,7 @@ def test_without_an_end_token_a_complete_text_ends_the_response(
     model: Decoder, tokenizer: Tokenizer, lookup: int
 ) -> None:
     """Also where a draft would lead beyond it."""
-    engine = Engine(model, tokenizer, stop_ids=[])
+    engine = Engine(model, tokenizer, stop_ids=[], block_size=2)
     prompt = tokenizer.encode("abababababababab")
     options = Options(constraint=Constraint("regex", "(ab){4}"), lookup=lookup)
     engine.submit(prompt, Sampling(max_new_tokens=30), options)
