@@ -159,6 +159,8 @@ def test_answers_follow_what_is_asked(client: openai.OpenAI) -> None:
     assert len(sums) == 3 and sums == sorted(sums, reverse=True) and greedy and sums[0] >= sum(greedy.token_logprobs or ()) - 1e-6  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
+@pytest.mark.sample
 def test_adapters_on_one_base(model: Decoder, tokenizer: Tokenizer) -> None:
     """Requests for the base and for an adapter, at the same time: each gets what its own weights draw."""
     import copy

@@ -211,6 +211,7 @@ def test_the_end_is_orderly(engine: Told, tokenizer: Tokenizer) -> None:
         thread.start()
         eventually(lambda: len(engine.asked) == 1)
         server.server.handle_exit(15, None)
+        time.sleep(0.3)  # it looks ten times a second whether to end
         refused = post(server, ASKED)
         assert refused.status_code == 503 and int(refused.headers["retry-after"]) > 0
         assert server.http.get("/health").status_code == 503
@@ -222,6 +223,8 @@ def test_the_end_is_orderly(engine: Told, tokenizer: Tokenizer) -> None:
     assert answers[0].status_code == 200 and answers[0].json()["usage"]["completion_tokens"] == 40
 
 
+@pytest.mark.slow
+@pytest.mark.sample
 def test_the_end_has_a_deadline(engine: Told, tokenizer: Tokenizer) -> None:
     engine.go.clear()
     answers: list[httpx.Response] = []
