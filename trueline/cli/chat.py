@@ -22,6 +22,7 @@ from rich.text import Text
 from trueline.cli import Terminated
 from trueline.cli.dialogue import Again, Dialogue, Quit
 from trueline.cli.places import BASE
+from trueline.cli.precision import Bits, Precision
 from trueline.cli.text import Draws, engine_of, first_model
 from trueline.cli.voices import LEARNED, Local, Remote, Voice, learned_to_chat
 from trueline.records import Sampling
@@ -48,6 +49,8 @@ class Chat:
     """Environment variable that holds the address's key; where it is not set, none is sent."""
     device: str = "cpu"
     """Where to compute: cpu, cuda, mps."""
+    precision: Bits = field(default_factory=Precision)
+    """How many bits to compute with."""
     sampling: Draws = field(default_factory=lambda: Sampling(max_new_tokens=512, temperature=0.7))
     """How to draw."""
 
@@ -71,7 +74,7 @@ class Chat:
             name = self.served_name or first_model(client)
             plain = self.mode == "text"
             return Remote(client, name), plain, f"{name} at {self.model}" + (" continues your text" if plain else "")
-        engine = engine_of(self.model, self.device)
+        engine = engine_of(self.model, self.device, precision=self.precision)
         if self.mode != "auto":
             plain = self.mode == "text"
             return Local(engine), plain, f"{self.model} " + ("continues your text" if plain else "answers by its chat template")

@@ -12,6 +12,7 @@ import tyro
 from rich.console import Console
 
 from trueline.cli.places import BASE, model_folder
+from trueline.cli.precision import Bits, Precision
 from trueline.serve.http.limits import Limits
 
 KEY = "TRUELINE_KEY"
@@ -45,6 +46,8 @@ class Serve:
     """Tokens whose keys and values are kept, for running responses and for prefixes that come again; 0: as many as are asked for."""
     device: str = "cpu"
     """Where to compute: cpu, cuda, mps."""
+    precision: Bits = field(default_factory=Precision)
+    """How many bits to compute with."""
     limits: Annotated[Limits, tyro.conf.arg(name=""), tyro.conf.OmitArgPrefixes] = field(default_factory=Limits)
     """What requests may ask for."""
 
@@ -70,8 +73,11 @@ class Serve:
                 load_adapter(model, place, adapter)
             if adapters:
                 set_adapter(model)
-            model.requires_grad_(False).eval()
-            engine = Engine(model, tokenizer, self.max_batch, cache_tokens=self.cache_tokens or None, adapters=tuple(adapters))
+            self.precision.apply(model.requires_grad_(False).eval())
+            engine = Engine(
+                model, tokenizer, self.max_batch, cache_tokens=self.cache_tokens or None,
+                cache_dtype=self.precision.cache_dtype, adapters=tuple(adapters),
+            )  # fmt: skip
         except BaseException:
             sock.close()
             raise
@@ -92,6 +98,8 @@ class Serve:
 
         def opened(server: Server) -> None:
             port = sock.getsockname()[1]
+            if engine.backend != "C++":
+                console.print(f"computing on {engine.backend}")
             console.print(f"{base} answers at http://{f'[{self.host}]' if ':' in self.host else self.host}:{port}/v1; Ctrl-C ends")
 
         serve(sock, engine, served, opened, key=key, loopback=is_loopback(self.host))

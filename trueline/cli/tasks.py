@@ -9,7 +9,7 @@ import json
 import logging
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -19,6 +19,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from trueline.cli.places import model_folder
+from trueline.cli.precision import Bits, Precision
 from trueline.run import Bar
 from trueline.store import local_folder, write_atomic
 
@@ -45,6 +46,8 @@ class Tasks:
     """Put the questions through the model's chat template."""
     system: str = ""
     """With --chat: a system message."""
+    precision: Bits = field(default_factory=Precision)
+    """How many bits to compute with."""
     samples: Annotated[Path | None, tyro.conf.arg(metavar="FILE.jsonl", help_behavior_hint="(optional)")] = None
     """Also write each question, with the model's answer and its score, to this file."""
 
@@ -61,7 +64,7 @@ def run_tasks(asked: Tasks, model: str, *, limit: int, out: Path | None, device:
     console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 120)
     errors = Console(file=sys.stderr, highlight=False, soft_wrap=True)
     tasks = manager(asked.tasks, asked.include_path)  # a wrong name is said before the model loads
-    found_model = harness_model(model, device, errors)
+    found_model = harness_model(model, device, errors, asked.precision)
     shots = None if asked.num_fewshot < 0 else asked.num_fewshot
     with quiet():
         found = measure(
@@ -101,7 +104,7 @@ def quiet() -> Iterator[None]:
         logger.removeHandler(handler)
 
 
-def harness_model(model: str, device: str, errors: Console) -> HarnessModel:
+def harness_model(model: str, device: str, errors: Console, precision: Precision = Precision()) -> HarnessModel:  # noqa: B008
     """Our engine behind lm_eval's door."""
     from trueline.evals.tasks.model import HarnessModel, Parts
     from trueline.models.files import load_model, read_config
@@ -115,8 +118,8 @@ def harness_model(model: str, device: str, errors: Console) -> HarnessModel:
             f"{model} is a reward model: tasks ask language models; measure it with --data and comparisons"
         )
     tokenizer = load_tokenizer(folder)
-    decoder = load_model(folder, device=device)
-    engine = Engine(decoder, tokenizer, MAX_BATCH)
+    decoder = precision.apply(load_model(folder, device=device))
+    engine = Engine(decoder, tokenizer, MAX_BATCH, cache_dtype=precision.cache_dtype)
     bars: dict[str, Bar] = {}
 
     def progress(kind: str, done: int, total: int) -> None:

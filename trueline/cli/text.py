@@ -18,6 +18,7 @@ from rich.markup import escape
 
 from trueline.cli.batch import Answers, Ask, Response, answer, asks, identity, paths
 from trueline.cli.places import BASE, COLUMNS, DATA, MODEL, column_names, model_folder, say_read
+from trueline.cli.precision import Bits, Precision
 from trueline.cli.responders import Local, Remote
 from trueline.records import TEXT, Conversation, Message, Messages, Sampling
 from trueline.rows import read_prompts
@@ -67,6 +68,8 @@ class Generate:
     """Environment variable that holds the address's key; where it is not set, none is sent."""
     device: str = "cpu"
     """Where to compute: cpu, cuda, mps."""
+    precision: Bits = field(default_factory=Precision)
+    """How many bits to compute with."""
     sampling: Draws = field(default_factory=Sampling)
     """How to draw."""
 
@@ -81,7 +84,7 @@ class Generate:
         prompt = self.prompt or sys.stdin.read()
         if not prompt:
             raise ValueError('there is no prompt: trueline generate "Once upon a time", or pipe a text in')
-        engine = engine_of(self.model, self.device)
+        engine = engine_of(self.model, self.device, precision=self.precision)
         message = Message(role="user" if self.chat else TEXT, content=prompt)
         for number in range(self.sampling.n):
             if self.sampling.n > 1:
@@ -98,7 +101,7 @@ class Generate:
         total = min(total, self.limit or total)
         about = {
             "data": identity(self.data), "columns": columns, "chat": self.chat, "sampling": asdict(self.sampling),
-            "ids": self.ids, "logprobs": self.logprobs,
+            "ids": self.ids, "logprobs": self.logprobs, "precision": asdict(self.precision),
         }  # fmt: skip
         remote = self.model.startswith(("http://", "https://"))
         if remote and (self.ids or self.logprobs):
@@ -109,7 +112,7 @@ class Generate:
             name = self.served_name or first_model(client)
             responder, about = Remote(client, name, self.max_batch), {"model": f"{name} at {self.model}", **about}
         else:
-            engine = engine_of(self.model, self.device, self.max_batch)
+            engine = engine_of(self.model, self.device, self.max_batch, self.precision)
             check_sampling(self.sampling, engine.model.config.vocab_size, True)  # a wrong flag is no fault of every row
             responder, about = Local(engine), {"model": weights(engine.model), **about}
         window = max(2, 4 * self.max_batch // self.sampling.n)
@@ -163,7 +166,7 @@ def first_model(client: Client) -> str:
     return names[0]
 
 
-def engine_of(model: str, device: str, max_batch: int = 64) -> Engine:
+def engine_of(model: str, device: str, max_batch: int = 64, precision: Precision = Precision()) -> Engine:  # noqa: B008
     """An engine with its tokenizer."""
     from trueline.models.files import load_model
     from trueline.serve.engine import Engine
@@ -171,7 +174,8 @@ def engine_of(model: str, device: str, max_batch: int = 64) -> Engine:
     if model.startswith(("http://", "https://")):
         raise ValueError(f"{model} is an address: trueline chat talks to it, and --data FILE --out FILE.jsonl asks it for a file")
     folder = model_folder(model)
-    return Engine(load_model(folder, device=device), load_tokenizer(folder), max_batch)
+    decoder = precision.apply(load_model(folder, device=device))
+    return Engine(decoder, load_tokenizer(folder), max_batch, cache_dtype=precision.cache_dtype)
 
 
 def weights(model: Any) -> str:
