@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -15,6 +16,10 @@ import pytest
 
 from tests.tiny import tiny_model
 from trueline.cli import main
+from trueline.models.adapter_files import save_adapter
+from trueline.models.adapters import attach
+from trueline.models.files import load_model
+from trueline.models.lora import LoRAConfig
 
 
 @pytest.fixture(scope="module")
@@ -57,23 +62,31 @@ def test_what_else_is_refused(folder: Path, capsys: pytest.CaptureFixture[str]) 
 
 @pytest.mark.slow
 @pytest.mark.sample
-def test_bound_wider_a_key_is_made_and_a_signal_ends_in_order(folder: Path) -> None:
-    """And neither transformers nor datasets is imported on the way."""
+def test_bound_wider_a_key_is_made_and_a_signal_ends_in_order(folder: Path, tmp_path: Path) -> None:
+    """With an adapter from its folder; and neither transformers nor datasets is imported on the way."""
+    model = load_model(folder)
+    attach(model, LoRAConfig(r=2), seed=1)
+    adapter = f"law={save_adapter(model, tmp_path / 'law')}"
     code = "import sys; from trueline.cli import main; code = main(sys.argv[1:]); print(sorted({'transformers', 'datasets'} & set(sys.modules))); sys.exit(code)"  # noqa: E501
-    command = [sys.executable, "-c", code, "serve", str(folder), "--host", "0.0.0.0", "--port", "0", "--name", "mine"]
+    command = [sys.executable, "-c", code, "serve", str(folder), "--host", "0.0.0.0", "--port", "0", "--name", "mine", "--adapter", adapter]
     environment = {name: value for name, value in os.environ.items() if name != "TRUELINE_KEY"} | {"OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
     try:
         assert process.stderr is not None and process.stdout is not None
         key = re.match(r"key: (\S{40,}) ", process.stderr.readline())
         assert key and "600 requests per minute" in process.stderr.readline()
-        port = re.search(r":(\d+)/v1", process.stderr.readline())
-        assert port
-        url = f"http://127.0.0.1:{port[1]}/health"
+        port = next(found for line in process.stderr if (found := re.search(r":(\d+)/v1", line)))
+        url, header = f"http://127.0.0.1:{port[1]}/health", {"Authorization": f"Bearer {key[1]}"}
         with pytest.raises(urllib.error.HTTPError, match="401"):
             urllib.request.urlopen(url, timeout=5)
-        with urllib.request.urlopen(urllib.request.Request(url, headers={"Authorization": f"Bearer {key[1]}"}), timeout=5) as answer:
+        with urllib.request.urlopen(urllib.request.Request(url, headers=header), timeout=5) as answer:
             assert answer.read() == b'{"status":"ok"}'
+        for name in ("mine", "law"):
+            asked = json.dumps({"model": name, "prompt": "The sum", "max_tokens": 2}).encode()
+            to = url.replace("health", "v1/completions")
+            request = urllib.request.Request(to, asked, {**header, "Content-Type": "application/json"})
+            with urllib.request.urlopen(request, timeout=5) as answer:
+                assert json.load(answer)["model"] == name
         process.send_signal(signal.SIGTERM)
         assert process.wait(20) == 0
         assert process.stdout.read().strip() == "[]"
