@@ -61,7 +61,7 @@ SIDES = {
 BYTES = {"fp32": 4, "bf16": 2, "int8": 34 / 32, "int4": 18 / 32}
 """Per weight in a file, with scales of 32 (llama.cpp)."""
 OURS = {**BYTES, "int8": 1 + 4 / 64, "int4": 1 / 2 + 4 / 64}
-"""The same here: float32 scales of 64. The head is not rounded."""
+"""The same here: float32 scales of 64."""
 Run = Callable[[list[list[int]], int], list[list[int]]]
 """(prompts, new tokens each) -> the new tokens."""
 
@@ -88,7 +88,7 @@ def weight_bytes(size: str, side: str) -> float:
     width, layers, inner, vocabulary = SHAPES[size]
     bits, whose = SIDES[side]
     per = (OURS if whose == "ours" else BYTES)[bits]
-    head = 4 if whose == "ours" and bits.startswith("int") else BYTES["int8"] if bits == "int4" else per
+    head = (OURS if whose == "ours" else BYTES)["int8"] if bits == "int4" else per
     return layers * (3 * width * width + 3 * width * inner) * per + vocabulary * width * head
 
 

@@ -117,7 +117,7 @@ def test_refusals() -> None:
 
 
 def test_a_decoder() -> None:
-    """All linears of the layers, in place; the fused blocks step aside; logits stay near at 8 bits and further away at 4."""
+    """All linears of the layers, in place, and the head in 8 bits; the fused blocks step aside; logits stay near at 8 bits and further away at 4."""
     config = DecoderConfig(
         model_type="qwen3", vocab_size=64, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
         num_key_value_heads=2, head_dim=16, qk_norm=True, tie_word_embeddings=False, max_position_embeddings=32,
@@ -130,8 +130,8 @@ def test_a_decoder() -> None:
     exact, apart = model().logits(ids), {}  # type: ignore[operator]
     for code in ("int8", "int4"):
         low = quantize_linears(model(), code, 32)
-        assert sum(isinstance(module, LowBitLinear) for module in low.modules()) == 2 * 7
-        assert [name for name, module in low.named_modules() if type(module) is nn.Linear] == ["lm_head"]
+        assert sum(isinstance(module, LowBitLinear) for module in low.modules()) == 2 * 7 + 1
+        assert not any(type(module) is nn.Linear for module in low.modules()) and low.lm_head.code == "int8"  # type: ignore[union-attr]
         apart[code] = float((low.logits(ids) - exact).norm() / exact.norm())  # type: ignore[operator]
     assert 0 < apart["int8"] < 0.02 < apart["int4"] < 0.3
     with pytest.raises(ValueError, match=r"^layers\.0\.mlp\.down_proj: rows of 96 weights"):

@@ -272,7 +272,8 @@ class Decoder(nn.Module):
 
     def head(self, hidden_TD: Tensor) -> Tensor:
         """Logits [T, V] of hidden states; training uses token_logps, which never holds them all."""
-        logits_TV, cap = linear(hidden_TD, self.head_weight), self.config.final_logit_softcapping
+        tied, cap = self.config.tie_word_embeddings, self.config.final_logit_softcapping
+        logits_TV = linear(hidden_TD, self.embed_tokens.weight) if tied else self.lm_head(hidden_TD)
         return logits_TV if cap is None else (logits_TV / cap).tanh() * cap
 
     def token_logps(self, layout: Layout, *, temperature: float = 1.0, equal_weights: bool = False) -> TokenScores:

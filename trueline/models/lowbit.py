@@ -1,6 +1,6 @@
 """Linear layers whose weights have 8 or 4 bits: rounded to nearest by groups of inputs, and multiplied in panels.
 
-    quantize_linears(model, "nf4", group=64)      in place: the layers' linears, not embedding and head
+    quantize_linears(model, "nf4", group=64)      in place: the layers' linears, and a head of its own in 8 bits
     LowBitLinear                                  codes and scales as buffers; a forward that never holds the whole matrix
 
 A group is `group` inputs of one output, s its scale, a its largest absolute weight:
@@ -138,6 +138,11 @@ class LowBitLinear(nn.Module):
         return dequantize(LowBit(self.codes[first:last], self.scales[first:last], zeros), self.code, dtype)
 
     @property
+    def weight(self) -> Tensor:
+        """The whole matrix, unpacked: what an output head is read as where log-probs are computed."""
+        return self.part(0, self.out_features, torch.float32)
+
+    @property
     def num_bytes(self) -> int:
         """Of all buffers."""
         return sum(buffer.nbytes for buffer in self.buffers())
@@ -177,7 +182,8 @@ class _Panels(torch.autograd.Function):
 
 
 def quantize_linears(model: nn.Module, code: Code, group: int = 64) -> nn.Module:
-    """Every linear layer of a decoder's (or a scorer's) layers, in place: embedding, norms and head stay. Adapters: merge them first."""
+    """Every linear layer of a decoder's (or a scorer's) layers, in place, and an output head of its own in 8 bits whatever the code;
+    embedding and norms stay. Adapters: merge them first."""
     found = [(name, module) for name, module in model.named_modules() if ".layers." in f".{name}"]
     adapted = [name for name, module in found if isinstance(module, LoRALinear)]
     if adapted:
@@ -190,4 +196,7 @@ def quantize_linears(model: nn.Module, code: Code, group: int = 64) -> nn.Module
                 raise ValueError(f"{name}: {error}") from None
             parent, _, own = name.rpartition(".")
             setattr(model.get_submodule(parent), own, low)
+    for name, module in list(model.named_modules()):
+        if name.rpartition(".")[2] == "lm_head" and type(module) is nn.Linear:
+            model.set_submodule(name, LowBitLinear(module, "int8", group))
     return model

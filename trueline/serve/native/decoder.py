@@ -98,7 +98,7 @@ def refused(model: Decoder) -> str:
         (config.head_dim % 2 != 0, f"heads {config.head_dim} wide"),
         (any(weight.dtype not in DTYPES for weight in weights), "weights of another type"),
         (not all(map(_known, linears)), "several adapters at once, or in half precision"),
-        (not config.tie_word_embeddings and not isinstance(model.lm_head, nn.Linear | HeadCopies), "an adapter on the head"),
+        (not config.tie_word_embeddings and not isinstance(model.lm_head, nn.Linear | HeadCopies | LowBitLinear), "an adapter on the head"),
         (not model.fused, "hooks on its modules"),
     ):
         if wrong:
@@ -145,7 +145,7 @@ class NativeDecoder:
             cap=config.attn_logit_softcapping or 0.0, final_cap=config.final_logit_softcapping or 0.0,
             embedding_multiplier=float(multiplier), residual_multiplier=config.residual_multiplier,
             logits_divisor=config.logits_scaling, embedding=self._weight(model.embed_tokens.weight),
-            head=self._weight(model.head_weight), rank=self._rank, norm=self._norm(model.norm), layer=self._layers,
+            head=self._head(), rank=self._rank, norm=self._norm(model.norm), layer=self._layers,
         )  # fmt: skip
         self._cache = None
 
@@ -216,6 +216,10 @@ class NativeDecoder:
         bias_N = None if module.bias is None else self._kept_as_is(module.bias.float())
         weight = weight_of(module, bias_N)
         return _Linear(weight, adapter)
+
+    def _head(self) -> Weight:
+        low = None if self.model.config.tie_word_embeddings else self.model.lm_head
+        return weight_of(low) if isinstance(low, LowBitLinear) else self._weight(self.model.head_weight)
 
     def _kept_as_is(self, tensor: Tensor) -> Tensor:
         """In one piece; it lives as long as its address is used."""
