@@ -117,7 +117,7 @@ def test_refusals() -> None:
 
 
 def test_a_decoder() -> None:
-    """All linears of the layers, in place, and the head in 8 bits; the fused blocks step aside; logits stay near at 8 bits and further away at 4."""
+    """All linears of the layers, in place, and the head in 8 bits; fused blocks step aside; logits stay near at 8 bits, less so at 4."""
     config = DecoderConfig(
         model_type="qwen3", vocab_size=64, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
         num_key_value_heads=2, head_dim=16, qk_norm=True, tie_word_embeddings=False, max_position_embeddings=32,
