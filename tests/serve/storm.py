@@ -15,6 +15,7 @@ import os
 import random
 import re
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -117,7 +118,7 @@ class Storm:
     async def slow(self) -> None:
         """One that reads little by little, some of them nothing at all."""
         reader, writer = await asyncio.open_connection("127.0.0.1", self.port, limit=1024)
-        writer.transport.get_extra_info("socket").setsockopt(1, 8, 2048)
+        writer.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
         route, asked = self.asked()
         writer.write(request(route, {**asked, "stream": True, "n": 4, "num_beams": 0, "max_tokens": 100, "temperature": 1}))
         for _ in range(self.rng.choice((0, 3, 10))):
