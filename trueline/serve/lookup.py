@@ -15,21 +15,29 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+import numpy as np
+
 from trueline.serve.request import MAX_LOOKUP
 
 LONGEST, SHORTEST = 3, 2
 """Tokens that must have occurred before: the longer are tried first."""
+BITS = 20
+"""A run of tokens is known by one number with so many bits for each; larger ids would only make poor drafts."""
 
 
 class Lookup:
     """Where each run of tokens in prompt and response was last followed by another token."""
 
-    def __init__(self, prompt: Iterable[int], ids: Iterable[int] = ()) -> None:
-        self._tokens = [int(token) for token in prompt]
-        self._follower: dict[tuple[int, ...], int] = {}
+    def __init__(self, prompt: Iterable[int] | np.ndarray, ids: Iterable[int] = ()) -> None:
+        tokens_L = np.asarray(prompt, dtype=np.int64)
+        self._tokens: list[int] = tokens_L.tolist()
+        self._follower: dict[int, int] = {}
         for size in range(SHORTEST, LONGEST + 1):
-            runs = zip(*(self._tokens[start:-1] for start in range(size)), strict=False)
-            self._follower.update(zip(runs, range(size, len(self._tokens)), strict=False))
+            starts = range(max(0, len(tokens_L) - size))  # of runs that something follows
+            keys_S = np.ones(len(starts), dtype=np.int64)
+            for offset in range(size):
+                keys_S = keys_S << BITS | tokens_L[offset : offset + len(starts)]
+            self._follower.update(zip(keys_S.tolist(), range(size, len(tokens_L)), strict=True))
         self._size = 2
         for token in ids:
             self.accept(token)
@@ -38,14 +46,14 @@ class Lookup:
         """The response holds one more token."""
         tokens = self._tokens
         for size in range(SHORTEST, min(LONGEST, len(tokens)) + 1):
-            self._follower[tuple(tokens[-size:])] = len(tokens)
+            self._follower[_key(tokens[-size:])] = len(tokens)
         tokens.append(token)
 
     def propose(self, most: int) -> list[int]:
         """At most so many tokens that may come next."""
         tokens = self._tokens
         for size in range(min(LONGEST, len(tokens)), SHORTEST - 1, -1):
-            place = self._follower.get(tuple(tokens[-size:]))
+            place = self._follower.get(_key(tokens[-size:]))
             if place is not None:
                 draft: list[int] = []
                 for at in range(place, place + min(most, self._size)):
@@ -57,6 +65,13 @@ class Lookup:
         """How a draft fared: the next is twice as long after one that was drawn to its end, else about as long as what was right."""
         if proposed:
             self._size = min(2 * self._size, MAX_LOOKUP) if agreed == proposed else 1 + agreed
+
+
+def _key(run: Sequence[int]) -> int:
+    key = 1
+    for token in run:
+        key = key << BITS | token
+    return key
 
 
 def agreed(draft: Sequence[int], drawn: Sequence[int]) -> int:

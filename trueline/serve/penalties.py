@@ -2,9 +2,9 @@
 
     tally = Tally.of(sampling, prompt)      None where the sampling shifts nothing
     tally.accept(token)                     after every drawn token; costs the same however long the response is
-    tally.ids_K, .bias_K, .ratio_K, .minus_K
+    tally.ids_K, tally.numbers_3K           bias, ratio and minus of the K tokens that are touched at all
 
-    logit + bias, then divided (above 0) or multiplied (below 0) by ratio, then - minus        K tokens that are touched at all
+    logit + bias, then divided (above 0) or multiplied (below 0) by ratio, then - minus
 
     ratio   repetition_penalty for tokens of prompt and response, else 1 (CTRL, 1909.05858, equation 5, as in transformers)
     minus   presence_penalty + frequency_penalty * count for tokens of the response (OpenAI, vLLM), else 0
@@ -58,19 +58,9 @@ class Tally:
         return self._ids[: len(self._place)]
 
     @property
-    def bias_K(self) -> np.ndarray:
-        """float32 [K], added first."""
-        return self._numbers[0, : len(self._place)]
-
-    @property
-    def ratio_K(self) -> np.ndarray:
-        """float32 [K], divides positive and multiplies negative logits."""
-        return self._numbers[1, : len(self._place)]
-
-    @property
-    def minus_K(self) -> np.ndarray:
-        """float32 [K], taken off last."""
-        return self._numbers[2, : len(self._place)]
+    def numbers_3K(self) -> np.ndarray:
+        """float32 [3, K]: bias, ratio, minus."""
+        return self._numbers[:, : len(self._place)]
 
     def accept(self, token: int) -> None:
         """The response holds one more token."""

@@ -89,7 +89,9 @@ def draw(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Draws one token per row -> ids int64 [B], logps float32 [B]. Overwrites the logits."""
     logits_BV = logits_BV.to(with_float64(logits_BV.device))
-    own_RV = _changed(logits_BV, changes) if changes else None
+    if changes:
+        rows_R = torch.tensor([change.row for change in changes], device=logits_BV.device)
+        own_RV = _changed(logits_BV, changes, rows_R)
     if knobs.temperature_B1 is not None:
         logits_BV.div_(knobs.temperature_B1)
     odds_BV = logits_BV.softmax(1)
@@ -100,11 +102,11 @@ def draw(
         if knobs.greedy_B is not None:
             ids_B = torch.where(knobs.greedy_B, _likeliest(logits_BV), ids_B)
     logps_B = odds_BV.gather(1, ids_B[:, None])[:, 0].log_()
-    if own_RV is not None:
-        rows_R = torch.tensor([change.row for change in changes], device=logits_BV.device)
+    if changes:
         if knobs.temperature_B1 is not None:
-            own_RV.div_(knobs.temperature_B1[rows_R])
-        logps_B[rows_R] = own_RV.log_softmax(1).gather(1, ids_B[rows_R, None])[:, 0]
+            own_RV.div_(knobs.temperature_B1.index_select(0, rows_R))
+        chosen_R1 = ids_B.index_select(0, rows_R)[:, None]
+        logps_B.index_copy_(0, rows_R, own_RV.log_softmax(1).gather(1, chosen_R1)[:, 0])
     return ids_B.cpu().numpy(), logps_B.cpu().numpy()
 
 
@@ -125,34 +127,25 @@ def top_logps(logits_BV: Tensor, temperatures: Sequence[float], counts: Sequence
     return found
 
 
-def _changed(logits_BV: Tensor, changes: Sequence[Change]) -> Tensor:
+def _changed(logits_BV: Tensor, changes: Sequence[Change], rows_R: Tensor) -> Tensor:
     """Applies the changes in place; returns what their rows were [R, V]."""
-    device = logits_BV.device
-    rows_R = torch.tensor([change.row for change in changes], device=device)
-    own_RV = logits_BV[rows_R]
-    changed_RV = own_RV.clone()
-    tallies = [(place, change.tally) for place, change in enumerate(changes) if change.tally is not None]
+    V, device = logits_BV.shape[1], logits_BV.device
+    own_RV = logits_BV.index_select(0, rows_R)
+    tallies = [(change.row, change.tally) for change in changes if change.tally is not None]
     if tallies:
-        place_K, ids_K, bias_K, ratio_K, minus_K = (
-            torch.from_numpy(np.concatenate(parts)).to(device)
-            for parts in zip(
-                *((np.full(len(t.ids_K), p), t.ids_K, t.bias_K, t.ratio_K, t.minus_K) for p, t in tallies), strict=True
-            )
-        )
-        logit_K = changed_RV[place_K, ids_K] + bias_K
-        changed_RV[place_K, ids_K] = torch.where(logit_K < 0, logit_K * ratio_K, logit_K / ratio_K) - minus_K
-    masks = [(place, change.mask) for place, change in enumerate(changes) if change.mask is not None]
-    if masks:
-        place_M = torch.tensor([place for place, _ in masks], device=device)
-        bits_MW = torch.from_numpy(np.stack([mask for _, mask in masks])).to(device)
-        allowed_MV = (
-            (bits_MW[:, :, None] >> torch.arange(8, dtype=torch.uint8, device=device)).bitwise_and_(1).flatten(1)
-        )
-        refused_MV = torch.ones(len(masks), logits_BV.shape[1], dtype=torch.bool, device=device)
-        width = min(allowed_MV.shape[1], logits_BV.shape[1])
-        refused_MV[:, :width] = allowed_MV[:, :width] == 0
-        changed_RV[place_M] = changed_RV[place_M].masked_fill_(refused_MV, -torch.inf)
-    logits_BV[rows_R] = changed_RV
+        flat = logits_BV.view(-1)
+        places_K = torch.from_numpy(np.concatenate([tally.ids_K + row * V for row, tally in tallies])).to(device)
+        numbers_3K = torch.from_numpy(np.concatenate([tally.numbers_3K for _, tally in tallies], axis=1)).to(device)
+        bias_K, ratio_K, minus_K = numbers_3K.unbind()
+        logit_K = flat.index_select(0, places_K).add_(bias_K)
+        flat.index_copy_(0, places_K, torch.where(logit_K < 0, logit_K * ratio_K, logit_K / ratio_K).sub_(minus_K))
+    masked = [(change.row, change.mask) for change in changes if change.mask is not None]
+    if masked:
+        bits_MV = np.unpackbits(np.stack([mask for _, mask in masked]), axis=1, count=V, bitorder="little")
+        allowed_MV = torch.from_numpy(bits_MV).to(device).view(torch.bool)
+        rows_M = rows_R if len(masked) == len(changes) else torch.tensor([row for row, _ in masked], device=device)
+        own_MV = logits_BV.index_select(0, rows_M)
+        logits_BV.index_copy_(0, rows_M, torch.where(allowed_MV, own_MV, -torch.inf))
     return own_RV
 
 
