@@ -108,6 +108,8 @@ def main() -> None:
     except (ImportError, ValueError, OSError):  # a system without such limits, or a lower one is set already
         pass
     worker = Worker(Vocabulary([b64decode(token) for token in setup["tokens"]], setup["special"]), setup["limits"])
+    sink.write(b"ready\n")
+    sink.flush()
     for line in source:
         _end_after(setup["seconds"])
         head, masks = worker.answer(json.loads(line))

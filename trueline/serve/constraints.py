@@ -22,6 +22,7 @@ import weakref
 from base64 import b64encode
 from collections.abc import Collection, Iterable, Sequence
 from itertools import count
+from pathlib import Path
 from threading import Lock
 from typing import Any
 
@@ -214,10 +215,22 @@ class Constraints:
             "memory": MEMORY,
             "seconds": SECONDS,
         }
-        command = [sys.executable, "-m", "trueline.serve.constraint_worker"]
+        command = [
+            sys.executable,
+            "-P",
+            str(Path(__file__).with_name("constraint_worker.py")),
+        ]  # -P: it sees no module of this folder
         process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-        assert process.stdin is not None
-        process.stdin.write(json.dumps(setup).encode() + b"\n")
+        assert process.stdin is not None and process.stdout is not None
+        try:
+            process.stdin.write(json.dumps(setup).encode() + b"\n")
+            process.stdin.flush()
+            ready = process.stdout.readline()
+        except OSError:
+            ready = b""
+        if not ready:
+            process.kill()
+            raise RuntimeError(f"the process that follows constraints did not start: see what {' '.join(command)} says")
         self._process = process
         weakref.finalize(self, process.kill)
         return process
