@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -77,6 +78,10 @@ def verb_in(path: Path) -> str:
     return str(said.get("verb") or "") if isinstance(said, dict) else ""
 
 
+ROOM = 400 << 20
+"""Bytes that counting may map: it imports a good part of torch."""
+
+
 def memory_advice(chosen: Any, start: int) -> str:
     """One sentence about a run for which the memory did not suffice: what it takes, what is enough, what is kept.
 
@@ -87,6 +92,7 @@ def memory_advice(chosen: Any, start: int) -> str:
 
     reached = highest(chosen.train.device)
     try:
+        mmap.mmap(-1, ROOM).close()  # an import that runs out of memory half-way may never end
         found = predict(chosen, limit=reached or None, start=start)
         if found.fits:  # then something else took the memory
             found = predict(chosen, limit=found.peak * 4 // 5, start=start)
