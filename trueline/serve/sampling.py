@@ -95,12 +95,14 @@ def draw(
     if knobs.temperature_B1 is not None:
         logits_BV.div_(knobs.temperature_B1)
     odds_BV = logits_BV.softmax(1)
-    if knobs.all_greedy:
-        ids_B = _likeliest(logits_BV)
+    likeliest_B = None if knobs.greedy_B is None else _likeliest(logits_BV)
+    if knobs.all_greedy and likeliest_B is not None:
+        ids_B = likeliest_B
     else:
-        ids_B = _inverse_cdf(_truncated(odds_BV, knobs), torch.from_numpy(uniform_B).to(odds_BV.device))
-        if knobs.greedy_B is not None:
-            ids_B = torch.where(knobs.greedy_B, _likeliest(logits_BV), ids_B)
+        _truncate(odds_BV, knobs, scratch_BV=logits_BV)  # what is drawn keeps its odds, and so does the likeliest
+        ids_B = _inverse_cdf(odds_BV, torch.from_numpy(uniform_B).to(odds_BV.device))
+        if likeliest_B is not None and knobs.greedy_B is not None:
+            ids_B = torch.where(knobs.greedy_B, likeliest_B, ids_B)
     logps_B = odds_BV.gather(1, ids_B[:, None])[:, 0].log_()
     if changes:
         if knobs.temperature_B1 is not None:
@@ -189,15 +191,15 @@ def _place(odds_BV: Tensor, share_B1: Tensor) -> Tensor:
     return torch.searchsorted(sums_BV, share_B1 * sums_BV[:, -1:], right=True)
 
 
-def _truncated(odds_BV: Tensor, knobs: Knobs) -> Tensor:
-    """Odds with the dropped tokens at 0."""
+def _truncate(odds_BV: Tensor, knobs: Knobs, scratch_BV: Tensor) -> None:
+    """Sets the odds of dropped tokens to 0. The scratch is overwritten: another buffer of that size costs more than the work."""
     threshold_B1 = None if knobs.min_p_B is None else odds_BV.amax(1, keepdim=True) * knobs.min_p_B[:, None]
     if knobs.top_k_B is not None or knobs.top_p_B is not None:
         nucleus_B1 = _nucleus_threshold(odds_BV, knobs)
         threshold_B1 = nucleus_B1 if threshold_B1 is None else torch.maximum(threshold_B1, nucleus_B1)
-    if threshold_B1 is None:
-        return odds_BV
-    return torch.where(odds_BV >= threshold_B1, odds_BV, 0.0)  # twice as fast as masked_fill
+    if threshold_B1 is not None:
+        torch.sub(odds_BV, threshold_B1, out=scratch_BV).ge_(0)  # in floats: four times as fast as a mask of bools
+        odds_BV.mul_(scratch_BV)
 
 
 def _nucleus_threshold(odds_BV: Tensor, knobs: Knobs) -> Tensor:
