@@ -96,6 +96,11 @@ class Cache:
         for mine, theirs in zip(self.tensors, (source or self).tensors, strict=True):
             mine[written.to(mine.device)] = theirs[read.to(theirs.device)].to(mine.device)
 
+    def clear(self) -> None:
+        """Zeros everywhere: a NaN that lies behind a mask is still a NaN in a sum."""
+        for tensor in self.tensors:
+            tensor.zero_()
+
     def grown(self, num_blocks: int) -> Cache:
         """A cache of more blocks that begins with what this one holds."""
         if num_blocks <= self.num_blocks:

@@ -19,7 +19,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
@@ -52,6 +52,18 @@ if TYPE_CHECKING:
     from trueline.tokens.tokenizer import Tokenizer
 
 
+@dataclass
+class Open:
+    """A request that has not ended."""
+
+    blocks: int
+    """That one of its responses may come to."""
+    slots: int
+    """Responses, or beams, that run at once."""
+    left: int
+    """Responses that have not ended."""
+
+
 class Engine:
     """Draws responses from a Decoder with continuous batching."""
 
@@ -82,8 +94,8 @@ class Engine:
         self._stop_ids = _end_tokens(model, tokenizer) if stop_ids is None else frozenset(stop_ids)
         self._adapters = tuple(adapters)
         self._runner = Runner(model, block_size, cache_dtype, tuple(adapters), native)
-        if batch_invariant and self._runner.why_torch:
-            raise ValueError(f"batch_invariant needs the forward in C++, and this model runs on torch: {self._runner.why_torch}")
+        self._batch_invariant = batch_invariant
+        self._refuse_torch()
         self._limit = None if cache_tokens is None else cache_tokens // block_size
         self._blocks = Blocks(0, block_size)
         self._scheduler = Scheduler(
@@ -93,10 +105,9 @@ class Engine:
         self._commit = Commit(self._scheduler, tokenizer)
         self._ids = count()
         self._ended: list[Event] = []
-        self._open, self._longest = 0, 0
-        """Responses (or beams) that have not ended, and the blocks of the longest there was."""
-        self._idle_beams: dict[int, int] = {}
-        """Of the open beam searches: beams that will give no response."""
+        self._open: dict[int, Open] = {}
+        self._needs: Counter[int] = Counter()
+        """Blocks that one response may come to -> how many open ones there are (or beams)."""
         self._progress = progress
         self.agreement: Agreement | None = None
         """Of the first `sample` from this model, once even if it is in training; None before."""
@@ -118,13 +129,21 @@ class Engine:
         plan = self._scheduler.schedule()
         if not (plan.chunks or plan.swap_out or plan.swap_in):
             return events
-        with _sampling_mode(self.model):
-            self._runner.move(plan.swap_out, plan.copies, plan.swap_in)
-            if not plan.chunks:  # blocks move even when nobody computes
-                return events
-            self._runner.use(plan.adapter)
-            turns = [turn_of(running, tokens) for running, tokens in plan.chunks]
-            news = self._commit.commit(turns, self._runner.run([turn.chunk for turn in turns]), self.version)
+        try:
+            with _sampling_mode(self.model):
+                self._runner.move(plan.swap_out, plan.copies, plan.swap_in)
+                if not plan.chunks:  # blocks move even when nobody computes
+                    return events
+                self._runner.use(plan.adapter)
+                turns = [turn_of(running, tokens) for running, tokens in plan.chunks]
+                news = self._commit.commit(turns, self._runner.run([turn.chunk for turn in turns]), self.version)
+        except BaseException:  # half a step is no state to go on from
+            for request in {running.request.id for running, _ in plan.chunks}:
+                self.cancel(request)
+            if not self._scheduler.busy:
+                self._runner.cache.clear()
+            self._runner.forget()
+            raise
         self._close(news)
         return events + news
 
@@ -132,12 +151,12 @@ class Engine:
         """Ends a request. What it drew so far comes with the next step's events, marked "cancelled". False: not running."""
         dropped, stopped = self._scheduler.cancel(request)
         self._commit.searches.forget(request)
-        found = [Running(part, response, 0) for part in dropped for response in part.responses]
-        found += [Running(r.request, response, 0) for r in stopped for response in r.siblings]
-        if stopped and stopped[0].request.options.beams:
-            found = [Running(stopped[0].request, response, 0) for response in range(stopped[0].request.sampling.n)]
+        parts = [*dropped, *(running.request for running in stopped)]
+        if parts and parts[0].options.beams:
+            found = [Running(parts[0], response, 0) for response in range(parts[0].sampling.n)]
         else:
-            found = [*stopped, *found]
+            found = [*stopped, *(Running(part, response, 0) for part in dropped for response in part.responses)]
+            found += [Running(r.request, response, 0) for r in stopped for response in r.siblings]
         ended = [Event(request, running.response, None, 0.0, sample_of(running, "cancelled", self.version)) for running in found]
         self._ended += ended
         self._close(ended)
@@ -154,9 +173,13 @@ class Engine:
             raise ValueError(
                 "requests are running on the old weights: finish them with step() or cancel() them, then load"
             )
+        if self.tokenizer is not None:
+            weights.config.refuse_tokenizer(self.tokenizer.vocab_size)
         if weights is not self.model:
             self.agreement = None
             self._runner.replace(weights)
+            self._refuse_torch()
+        self._runner.forget()
         self.model, self.version = weights, version
 
     @property
@@ -190,10 +213,14 @@ class Engine:
             seen[prompt.tobytes()] += 1
         # longest first: neighbours in the batch are of similar length, and the cache has its final size at once
         order = sorted(range(len(checked)), key=lambda number: -len(checked[number]))
-        number_of = {self._queue(checked[i], sampling, Options(), repeats[i], f"prompt {i}"): i for i in order}
+        number_of: dict[int, int] = {}
         found: list[list[Sample | None]] = [[None] * sampling.n for _ in checked]
         ended = 0
         try:
+            needs = Counter(self._need(ids, sampling) for ids in checked)
+            self._reserve(Counter({need: sampling.n * times for need, times in needs.items()}))
+            for i in order:
+                number_of[self._queue(checked[i], sampling, Options(), repeats[i], f"prompt {i}")] = i
             with _sampling_mode(self.model):  # here once: a model in training changes its mode module by module
                 while self.busy:
                     for event in self.step():
@@ -261,23 +288,54 @@ class Engine:
         )
         if options.constraint is not None:
             whole = replace(whole, matcher=self._constraints().matcher(options.constraint, whole.stop_ids))
-        self._reserve(whole)
-        # more responses than can run together: the prompt is shared through the cache
-        size = max(1, min(self._scheduler.max_batch, self._scheduler.room(len(prompt), whole.limit)))
-        parts = [whole.responses[first : first + size] for first in range(0, len(whole.responses), size)]
-        self._scheduler.refuse_full(len(parts))
-        for responses in parts:
-            self._scheduler.add(replace(whole, responses=responses))
-        self._open += options.beams or sampling.n
-        if options.beams:
-            self._idle_beams[number] = options.beams - sampling.n
+        self._scheduler.refuse_full(1)
+        need = self._need(prompt, sampling)
+        self._open[number] = Open(need, options.beams or sampling.n, sampling.n)
+        self._needs[need] += options.beams or sampling.n
+        try:
+            self._reserve()
+            # more responses than can run together: the prompt is shared through the cache
+            size = max(1, min(self._scheduler.max_batch, self._scheduler.room(len(prompt), whole.limit)))
+            parts = [whole.responses[first : first + size] for first in range(0, len(whole.responses), size)]
+            self._scheduler.refuse_full(len(parts))
+            for responses in parts:
+                self._scheduler.add(replace(whole, responses=responses))
+        except BaseException:
+            self._forget(number)
+            raise
         return number
 
     def _close(self, events: Sequence[Event]) -> None:
         """Counts the responses that have ended."""
         for event in events:
             if event.sample is not None:
-                self._open -= 1 + self._idle_beams.pop(event.request, 0)
+                entry = self._open[event.request]
+                entry.left -= 1
+                if entry.left == 0:
+                    self._forget(event.request)
+
+    def _forget(self, request: int) -> None:
+        entry = self._open.pop(request)
+        self._needs[entry.blocks] -= entry.slots
+        self._needs += Counter()  # what is 0 goes
+
+    def _need(self, prompt: np.ndarray, sampling: Sampling) -> int:
+        """Blocks that one response may come to."""
+        return self._blocks.needed(min(len(prompt) + sampling.max_new_tokens, self.model.config.max_length))
+
+    def _reserve(self, needs: Counter[int] | None = None) -> None:
+        """Grows the cache, so that as many responses as run at once fit, the longest of them: of the open ones, or of `needs`."""
+        needs = self._needs if needs is None else needs
+        left, wanted = self._scheduler.max_batch, 0
+        for blocks in sorted(needs, reverse=True):
+            taken = min(left, needs[blocks])
+            left, wanted = left - taken, wanted + taken * blocks
+        if self._limit is not None:
+            wanted = min(wanted, self._limit)
+        if wanted > self._blocks.num_blocks:
+            wanted = min(self._limit or wanted, max(wanted, self._blocks.num_blocks * 3 // 2))  # few copies, little too much
+            self._runner.grow(wanted)
+            self._blocks.grow(wanted)
 
     def _constraints(self) -> Constraints:
         if self._commit.constraints is None:
@@ -287,22 +345,14 @@ class Engine:
             self._commit.constraints = Constraints(self.tokenizer)
         return self._commit.constraints
 
+    def _refuse_torch(self) -> None:
+        if self._batch_invariant and self._runner.why_torch:
+            raise ValueError(f"batch_invariant needs the forward in C++, and this model runs on torch: {self._runner.why_torch}")
+
     def _refuse_adapter(self, name: str) -> None:
         if name and name not in self._adapters:
             there = ", ".join(self._adapters) or "none"
             raise ValueError(f"there is no adapter {name!r} to answer: this engine has {there}")
-
-    def _reserve(self, request: Request) -> None:
-        """Grows the cache, so that as many responses as may run at once fit, each as long as the longest that was asked for."""
-        self._longest = max(self._longest, self._blocks.needed(len(request.ids) + request.limit))
-        at_once = min(self._open + (request.options.beams or len(request.responses)), self._scheduler.max_batch)
-        wanted = at_once * self._longest
-        if self._limit is not None:
-            wanted = min(wanted, self._limit)
-        if wanted > self._blocks.num_blocks:
-            wanted = min(self._limit or wanted, max(wanted, self._blocks.num_blocks * 3 // 2))  # few copies, little too much
-            self._blocks.grow(wanted)
-            self._runner.grow(wanted)
 
 
 @contextmanager

@@ -192,8 +192,8 @@ def check_sampling(sampling: Sampling, vocab_size: int, has_tokenizer: bool) -> 
         (s.max_new_tokens < 1, f"max_new_tokens must be at least 1, got {s.max_new_tokens}"),
         (s.n < 1, f"n must be at least 1 response per prompt, got {s.n}"),
         (
-            not (s.temperature >= 0 and math.isfinite(s.temperature)),
-            f"temperature must be 0 (greedy) or a positive number, got {s.temperature}",
+            not (s.temperature == 0 or 1e-4 <= s.temperature <= 1e4),
+            f"temperature must be 0 (greedy) or lie between 0.0001 and 10000, got {s.temperature}",
         ),
         (s.top_k < 0, f"top_k must be 0 (keep all tokens) or more, got {s.top_k}"),
         (not 0 < s.top_p <= 1, f"top_p must lie in (0, 1], got {s.top_p}: 1 keeps all tokens"),
@@ -212,16 +212,16 @@ def check_sampling(sampling: Sampling, vocab_size: int, has_tokenizer: bool) -> 
             f"stop_ids {s.stop_ids} must be token ids between 0 and {vocab_size - 1}",
         ),
         (
-            not 0 < s.repetition_penalty < math.inf,
-            f"repetition_penalty must be above 0, got {s.repetition_penalty}: 1 changes nothing",
+            not 0.01 <= s.repetition_penalty <= 100,
+            f"repetition_penalty must lie between 0.01 and 100, got {s.repetition_penalty}: 1 changes nothing",
         ),
         (
-            not (math.isfinite(s.presence_penalty) and math.isfinite(s.frequency_penalty)),
-            f"presence_penalty and frequency_penalty must be finite, got {s.presence_penalty} and {s.frequency_penalty}",
+            not (abs(s.presence_penalty) <= 1000 and abs(s.frequency_penalty) <= 1000),
+            f"presence_penalty and frequency_penalty must lie between -1000 and 1000, got {s.presence_penalty} and {s.frequency_penalty}",
         ),
         (
-            any(not (0 <= i < vocab_size and math.isfinite(bias)) for i, bias in s.logit_bias),
-            f"logit_bias must give token ids between 0 and {vocab_size - 1} finite numbers",
+            any(not (0 <= i < vocab_size and abs(bias) <= 1e6) for i, bias in s.logit_bias),
+            f"logit_bias must give token ids between 0 and {vocab_size - 1} numbers of at most a million",
         ),
         (len(dict(s.logit_bias)) < len(s.logit_bias), "logit_bias names a token id twice: give each one number"),
     )

@@ -35,39 +35,51 @@ class Runner:
         self.cache = model.new_cache(0, block_size, cache_dtype)
         self.host: Cache | None = None
         """Where blocks are swapped to."""
-        self._native: NativeDecoder | None = None
+        self._natives: dict[str, NativeDecoder | None] = {}
+        """Of the adapters that have answered since the weights changed."""
+        self._adapter = active_adapters(model)[0] if adapters and active_adapters(model) else ""
         self.why_torch = ""
         """Why the forward runs on torch; empty when it does not."""
         self._seen: tuple[object, ...] = ()
         self.choose()
 
     def choose(self) -> None:
-        """Decides anew who computes: after the weights' tensors or the adapters changed."""
+        """Decides who computes, and looks all weights up."""
         self.why_torch = "it was asked for" if not self._wanted else refused(self.model) or load().reason
         library = load().library
-        self._native = None if self.why_torch or library is None else NativeDecoder(self.model, library)
+        self._natives[self._adapter] = None if self.why_torch or library is None else NativeDecoder(self.model, library)
 
     def changed(self) -> bool:
-        """Whether the weights are others than at the last call; tensors that were replaced are looked up again."""
+        """Whether the weights are others than at the last call; then they are looked up again."""
         parameters = list(self.model.parameters())
-        places = tuple(p.data_ptr() for p in parameters)
-        versions = tuple(0 if p.is_inference() else p._version for p in parameters)
-        before, self._seen = self._seen, (id(self.model), active_adapters(self.model), places, versions)
-        if before[:3] != self._seen[:3]:
+        active = () if self._adapters else active_adapters(self.model)
+        marks = tuple((p.data_ptr(), 0 if p.is_inference() else p._version, _sample(p)) for p in parameters)
+        before, self._seen = self._seen, (id(self.model), active, marks)
+        if before != self._seen:
+            self._natives.clear()
             self.choose()
         return before != self._seen
 
+    def forget(self) -> None:
+        """The next `changed` is true, whatever was seen."""
+        self._seen = ()
+
     def replace(self, model: Decoder) -> None:
-        """Another model computes from now on; the cache is kept where it fits."""
-        if model.config != self.model.config or model.device != self.model.device:
-            self.cache, self.host = model.new_cache(0, self._block_size, self._dtype), None
-        self.model = model
+        """Another model computes from now on."""
+        old, self.model = self.model, model
+        dtypes = (model.embed_tokens.weight.dtype, old.embed_tokens.weight.dtype)
+        if model.config != old.config or model.device != old.device or dtypes[0] != dtypes[1]:
+            self.cache, self.host = model.new_cache(self.cache.num_blocks, self._block_size, self._dtype), None
+        self._natives.clear()
+        self.choose()
 
     def use(self, adapter: str) -> None:
         """This adapter computes from now on; "" is the base."""
-        if self._adapters and active_adapters(self.model) != ((adapter,) if adapter else ()):
+        if self._adapters and adapter != self._adapter:
             set_adapter(self.model, *([adapter] if adapter else []))
-            self.choose()
+            self._adapter = adapter
+            if adapter not in self._natives:
+                self.choose()
 
     def grow(self, num_blocks: int) -> None:
         """Room for so many blocks. What the cache holds is kept."""
@@ -89,8 +101,9 @@ class Runner:
 
     def run(self, chunks: Sequence[Chunk]) -> Tensor:
         """Float32 [N, V], the wanted rows of all chunks in order; valid until the next call."""
-        if self._native is not None:
-            return self._native.step(chunks, self.cache)
+        native = self._natives[self._adapter]
+        if native is not None:
+            return native.step(chunks, self.cache)
         layout = Layout.cached(
             [np.asarray(chunk.ids) for chunk in chunks], [chunk.table for chunk in chunks], [chunk.start for chunk in chunks],
             self._block_size, self.model.device,
@@ -101,3 +114,11 @@ class Runner:
             wanted.extend(range(end - chunk.wanted, end))
         hidden_ND = self.model(layout, self.cache, torch.tensor(wanted, dtype=torch.long, device=self.model.device))
         return self.model.head(hidden_ND).float()
+
+
+def _sample(parameter: Tensor) -> bytes:
+    """A few of its numbers: some optimizers change weights without a word to torch. Weights that nobody trains are not looked at."""
+    if not parameter.requires_grad:
+        return b""
+    flat = parameter.detach().flatten()
+    return flat[:: max(1, len(flat) // 8)][:8].float().cpu().numpy().tobytes()

@@ -57,6 +57,7 @@ class AdamW:
                     here, [p.grad for p in here], first, second, [], steps, amsgrad=False, maximize=False, lr=group["lr"],
                     beta1=group["betas"][0], beta2=group["betas"][1], weight_decay=group["weight_decay"], eps=group["eps"],
                 )  # fmt: skip
+                torch.autograd.graph.increment_version(here)  # the fused step does not; whoever keeps what weights gave looks at it
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Drop the gradients (or fill them with 0)."""

@@ -47,11 +47,11 @@ inline Lanes load(const int8_t* p) {
 
 inline void store(float* p, Lanes v) { std::memcpy(p, &v, sizeof v); }
 
-// exp to about 2 units in the last place (Cephes' polynomial); below -87 it is 0.
+// exp to about 2 units in the last place (Cephes' polynomial); below -87 it is 0, above 88 it is exp(88).
 inline Lanes exponential(Lanes x) {
     const Lanes zero = Lanes{};
-    const Whole far = x < (zero - 87.0f);
-    x = (Lanes)(~far & (Whole)x);
+    const Whole far = x < (zero - 87.0f), high = x > (zero + 88.0f);
+    x = (Lanes)((~(far | high) & (Whole)x) | (high & (Whole)(zero + 88.0f)));
     const Lanes magic = zero + 12582912.0f;  // adding it rounds to a whole number
     const Lanes n = fma(x, zero + 1.44269504f, magic) - magic;
     Lanes r = fma(n, zero - 0.693359375f, x);

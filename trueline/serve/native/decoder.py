@@ -98,6 +98,8 @@ def refused(model: Decoder) -> str:
         (config.head_dim % 2 != 0, f"heads {config.head_dim} wide"),
         (any(weight.dtype not in DTYPES for weight in weights), "weights of another type"),
         (not all(map(_known, linears)), "several adapters at once, or in half precision"),
+        (not all(weight.is_contiguous() for weight in weights), "weights that are not contiguous"),
+        (config.num_attention_heads % config.num_key_value_heads != 0, "heads that do not divide into groups"),
         (not config.tie_word_embeddings and not isinstance(model.lm_head, nn.Linear | HeadCopies | LowBitLinear), "an adapter on the head"),
         (not model.fused, "hooks on its modules"),
     ):
@@ -213,6 +215,7 @@ class NativeDecoder:
                 self._rank = max(self._rank, len(a_RK))
             module = module.base
         assert isinstance(module, nn.Linear | LowBitLinear)
+        self._kept.extend(tensor.detach() for tensor in (*module.parameters(), *module.buffers()))  # a replaced one lives until `bind`
         bias_N = None if module.bias is None else self._kept_as_is(module.bias.float())
         weight = weight_of(module, bias_N)
         return _Linear(weight, adapter)
