@@ -230,6 +230,11 @@ def test_adapters_answer_side_by_side(model: Decoder, prompts: Prompts) -> None:
     for (name, i), sample in found.items():
         assert sample is not None and sample.ids.tolist() == alone[name][i][0].ids.tolist(), name
     assert len({tuple(sample.ids.tolist()) for (_, i), sample in found.items() if i == 0 and sample}) == 3
+    for name in ("a", "", "b", "a"):  # from one idle engine: each finds its own prefix again
+        hits = engine.statistics().hit_tokens
+        request = engine.submit(prompts[1], sampling, Options(adapter=name))
+        (again,) = [e.sample for e in drain(engine) if e.sample and e.request == request]
+        assert again.ids.tolist() == alone[name][1][0].ids.tolist() and engine.statistics().hit_tokens > hits, name
 
 
 def test_seed_decides(model: Decoder, prompts: Prompts) -> None:

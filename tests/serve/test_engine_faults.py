@@ -171,6 +171,19 @@ def test_the_cache_is_as_large_as_the_open_requests_need(model: Decoder, prompts
     assert engine.statistics().blocks_total == total
 
 
+def test_a_bounded_cache_keeps_prefixes_until_it_is_full(model: Decoder, prompts: Prompts) -> None:
+    """Two prompts in turn: each is found again; of many, the latest."""
+    engine = Engine(model, cache_tokens=160)
+    long = [prompt for prompt in prompts if len(prompt) > 16][:2]
+    for number in range(6):
+        engine.sample([long[number % 2]], GREEDY)
+    assert engine.statistics().hit_tokens == 4 * 16
+    generator = np.random.default_rng(0)
+    for _ in range(20):
+        engine.sample([generator.integers(3, 300, 40)], GREEDY)
+    assert engine.statistics().blocks_total <= 10
+
+
 def test_a_full_queue_within_sample(model: Decoder, prompts: Prompts) -> None:
     engine = Engine(model, max_waiting=2)
     with pytest.raises(Full):

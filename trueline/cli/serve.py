@@ -6,7 +6,7 @@ import importlib.util
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 from rich.console import Console
@@ -14,6 +14,11 @@ from rich.console import Console
 from trueline.cli.places import BASE, model_folder
 from trueline.cli.precision import Bits, Precision
 from trueline.serve.http.limits import Limits
+
+if TYPE_CHECKING:
+    import torch
+
+    from trueline.models.decoder import Decoder
 
 KEY = "TRUELINE_KEY"
 """The environment variable that may hold the key."""
@@ -43,7 +48,8 @@ class Serve:
     max_batch: int = 64
     """Responses drawn at the same time."""
     cache_tokens: int = 0
-    """Tokens whose keys and values are kept, for running responses and for prefixes that come again; 0: as many as are asked for."""
+    """Tokens whose keys and values are kept at most, of running responses and of prefixes that may come again; 0: max_batch times
+    the context, in at most a quarter of the machine's memory."""
     device: str = "cpu"
     """Where to compute: cpu, cuda, mps."""
     precision: Bits = field(default_factory=Precision)
@@ -75,7 +81,7 @@ class Serve:
                 set_adapter(model)
             self.precision.apply(model.requires_grad_(False).eval())
             engine = Engine(
-                model, tokenizer, self.max_batch, cache_tokens=self.cache_tokens or None,
+                model, tokenizer, self.max_batch, cache_tokens=self.cache_tokens or most_tokens(model, self.max_batch, self.precision.cache_dtype),
                 cache_dtype=self.precision.cache_dtype, adapters=tuple(adapters),
             )  # fmt: skip
         except BaseException:
@@ -103,6 +109,17 @@ class Serve:
             console.print(f"{base} answers at http://{f'[{self.host}]' if ':' in self.host else self.host}:{port}/v1; Ctrl-C ends")
 
         serve(sock, engine, served, opened, key=key, loopback=is_loopback(self.host))
+
+
+def most_tokens(model: Decoder, max_batch: int, cache_dtype: torch.dtype | None) -> int:
+    """Tokens that a full batch of the longest sequences has, or whose keys and values fill a quarter of the machine's memory."""
+    all_of_them = max_batch * model.config.max_length
+    try:
+        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):  # not every system tells
+        return all_of_them
+    one = model.new_cache(1, dtype=cache_dtype)
+    return all_of_them if model.device.type != "cpu" else min(all_of_them, memory // 4 // one.block_bytes * one.block_size)
 
 
 def adapter_folders(given: tuple[str, ...]) -> dict[str, str]:

@@ -75,8 +75,8 @@ class Engine:
         progress: Callable[[int], object] | None = None,
     ) -> None:  # fmt: skip
         """`max_batch` responses run at once, and a step computes at most `max_tokens_per_step` tokens. The cache grows with
-        what is asked for, up to `cache_tokens` tokens; then responses are preempted, and up to `swap_tokens` of theirs are
-        kept on the host. `cache_dtype` torch.int8 stores keys and values in 8 bits. More than `max_waiting` requests in the
+        what is asked for; with `cache_tokens` it keeps prefixes beside it and grows up to that many tokens, then responses are
+        preempted, and up to `swap_tokens` of theirs are kept on the host. `cache_dtype` torch.int8 stores keys and values in 8 bits. More than `max_waiting` requests in the
         queue are refused. `adapters` on the model that requests may name; without them the model is used as it is.
 
         `native=False` computes on torch even where C++ could. `batch_invariant` refuses a model that C++ does not compute: there
@@ -330,8 +330,8 @@ class Engine:
         for blocks in sorted(needs, reverse=True):
             taken = min(left, needs[blocks])
             left, wanted = left - taken, wanted + taken * blocks
-        if self._limit is not None:
-            wanted = min(wanted, self._limit)
+        if self._limit is not None:  # a bounded cache keeps prefixes until it is full, one without grows no further than it must
+            wanted = min(max(wanted, self._blocks.cached + self._blocks.used + max(needs, default=0)), self._limit)
         if wanted > self._blocks.num_blocks:
             wanted = min(self._limit or wanted, max(wanted, self._blocks.num_blocks * 3 // 2))  # few copies, little too much
             self._runner.grow(wanted)

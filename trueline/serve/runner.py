@@ -53,7 +53,10 @@ class Runner:
         """Whether the weights are others than at the last call; then they are looked up again."""
         parameters = list(self.model.parameters())
         active = () if self._adapters else active_adapters(self.model)
-        marks = tuple((p.data_ptr(), 0 if p.is_inference() else p._version, _sample(p)) for p in parameters)
+        # requests that choose among adapters switch them on and off: that is no change of weights
+        marks = tuple(
+            (p.data_ptr(), 0 if p.is_inference() else p._version, b"" if self._adapters else _sample(p)) for p in parameters
+        )
         before, self._seen = self._seen, (id(self.model), active, marks)
         if before != self._seen:
             self._natives.clear()
