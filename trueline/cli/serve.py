@@ -81,7 +81,8 @@ class Serve:
                 set_adapter(model)
             self.precision.apply(model.requires_grad_(False).eval())
             engine = Engine(
-                model, tokenizer, self.max_batch, cache_tokens=self.cache_tokens or most_tokens(model, self.max_batch, self.precision.cache_dtype),
+                model, tokenizer, self.max_batch,
+                cache_tokens=self.cache_tokens or most_tokens(model, self.max_batch, self.precision.cache_dtype),
                 cache_dtype=self.precision.cache_dtype, adapters=tuple(adapters),
             )  # fmt: skip
         except BaseException:

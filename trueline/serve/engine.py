@@ -76,8 +76,9 @@ class Engine:
     ) -> None:  # fmt: skip
         """`max_batch` responses run at once, and a step computes at most `max_tokens_per_step` tokens. The cache grows with
         what is asked for; with `cache_tokens` it keeps prefixes beside it and grows up to that many tokens, then responses are
-        preempted, and up to `swap_tokens` of theirs are kept on the host. `cache_dtype` torch.int8 stores keys and values in 8 bits. More than `max_waiting` requests in the
-        queue are refused. `adapters` on the model that requests may name; without them the model is used as it is.
+        preempted, and up to `swap_tokens` of theirs are kept on the host. `cache_dtype` torch.int8 stores keys and values in 8
+        bits. More than `max_waiting` requests in the queue are refused. `adapters` on the model that requests may name; without
+        them the model is used as it is.
 
         `native=False` computes on torch even where C++ could. `batch_invariant` refuses a model that C++ does not compute: there
         logits are equal bit for bit in any company (at no cost), on torch to rounding. `stop_ids` end a response whose Sampling
