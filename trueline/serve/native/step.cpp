@@ -69,7 +69,9 @@ using products::fma;
 using products::Lanes;
 using products::LANES;
 
-constexpr int64_t CHUNK = 32;  // outputs that a thread takes at a time
+constexpr int64_t CHUNK = 32;       // outputs that a thread takes at a time
+constexpr int64_t MANY = 128;      // from so many tokens on a thread takes more, for each time is another pass over x:
+constexpr int64_t PANEL = 1 << 16;  // outputs of so many weights, which stay in the second cache
 
 void norm_row(const Model& m, const float* x, const float* weight, int64_t size, float* out) {
     Lanes squares = {};
@@ -162,6 +164,9 @@ struct Step {
         }
     }
 
+    // Of N outputs with K inputs: an eighth at most, so that threads end together.
+    int64_t chunk(int64_t N, int64_t K) const { return T < MANY ? CHUNK : std::max(CHUNK, std::min(PANEL / K, N / 8) / 16 * 16); }
+
     void norm_rows(const float* weight, const float* from, float* to) {
 #pragma omp for schedule(static)
         for (int64_t t = 0; t < T; ++t) norm_row(m, from + t * D, weight, D, to + t * D);
@@ -196,10 +201,11 @@ struct Step {
     // x += multiplier * norm(w input): what a half of a layer gives to the stream.
     void give(const Linear& linear, const float* input, const float* norm) {
         const bool plain = !norm && m.residual_multiplier == 1.0f;
+        const int64_t size = chunk(D, linear.weight.K);
         lower({&linear}, input);
 #pragma omp for schedule(dynamic)
-        for (int64_t n = 0; n < D; n += CHUNK)
-            apply(linear, low[0], input, plain ? x : part, D, n, std::min(D, n + CHUNK), plain);
+        for (int64_t n = 0; n < D; n += size)
+            apply(linear, low[0], input, plain ? x : part, D, n, std::min(D, n + size), plain);
         if (plain) return;
 #pragma omp for schedule(static)
         for (int64_t t = 0; t < T; ++t) {
@@ -275,10 +281,11 @@ struct Step {
         give(layer.o, seen, layer.behind_attention);
         const float* input = x;
         if (layer.before_mlp) norm_rows(layer.before_mlp, x, normed), input = normed;
+        const int64_t size = chunk(m.inner, D);
         lower({&layer.gate, &layer.up}, input);
 #pragma omp for schedule(dynamic)
-        for (int64_t n = 0; n < m.inner; n += CHUNK) {
-            const int64_t end = std::min(m.inner, n + CHUNK);
+        for (int64_t n = 0; n < m.inner; n += size) {
+            const int64_t end = std::min(m.inner, n + size);
             apply(layer.gate, low[0], input, gate, m.inner, n, end, false);
             apply(layer.up, low[1], input, up, m.inner, n, end, false);
             gated(m, gate, up, T, n, end);
