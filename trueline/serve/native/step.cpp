@@ -164,8 +164,8 @@ struct Step {
         }
     }
 
-    // Of N outputs with K inputs: an eighth at most, so that threads end together.
-    int64_t chunk(int64_t N, int64_t K) const { return T < MANY ? CHUNK : std::max(CHUNK, std::min(PANEL / K, N / 8) / 16 * 16); }
+    // Of N outputs with K inputs: a quarter at most, so that threads end together.
+    int64_t chunk(int64_t N, int64_t K) const { return T < MANY ? CHUNK : std::max(CHUNK, std::min(PANEL / K, N / 4) / 16 * 16); }
 
     void norm_rows(const float* weight, const float* from, float* to) {
 #pragma omp for schedule(static)
