@@ -19,7 +19,7 @@ from trueline.serve.native import library as native
 from trueline.serve.native.check import KINDS, Weight, check
 from trueline.serve.native.weights import weight_of
 
-GCC = shutil.which(os.environ.get("CXX", "g++"))
+GCC = None if os.environ.get("TRUELINE_NATIVE") == "0" else shutil.which(os.environ.get("CXX", "g++"))
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -150,6 +150,7 @@ def test_without(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Each thing that can be missing gives a sentence, and no library."""
     fresh = native.load.__wrapped__
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.delenv("TRUELINE_NATIVE", raising=False)
     monkeypatch.setenv("CXX", "no-such-compiler")
     assert fresh().library is None and "no-such-compiler" in fresh().reason
     monkeypatch.setenv("TRUELINE_NATIVE", "0")
