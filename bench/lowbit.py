@@ -36,7 +36,7 @@ from trueline.models.lowbit import Code, LowBitLinear, quantize_linears
 from trueline.quickstart.base_model import base_model_dir
 from trueline.records import Sampling
 from trueline.serve.engine import Engine
-from trueline.serve.native.library import load
+from trueline.serve.native.compiled import load
 from trueline.serve.native.weights import weight_of
 from trueline.serve.request import Options
 
@@ -165,7 +165,7 @@ def main() -> None:
     print(f"{date.today()}, torch {torch.__version__}, one thread, {repeats} repeats\n")
     print("\n".join(quality(held_out(windows))), flush=True)
     print(f"\n{cache_quality(held_out(windows))}", flush=True)
-    if loaded.library is None:
+    if loaded.handle is None:
         print(f"\nno speed: {loaded.reason}")
         return
     print(
@@ -177,7 +177,7 @@ def main() -> None:
     for N, K in ((256, 256),) if args.quick else ((1408, 512), (4096, 4096)):
         for T in (1, 8, 64):
             budget = 0.004 if args.quick or N < 4096 or T < 64 else 0.0
-            print(speed(loaded.library, N, K, T, repeats, budget), flush=True)
+            print(speed(loaded.handle, N, K, T, repeats, budget), flush=True)
 
 
 if __name__ == "__main__":

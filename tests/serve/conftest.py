@@ -10,8 +10,8 @@ import trueline.serve.runner as runner_module
 from trueline.models.config import DecoderConfig
 from trueline.models.decoder import Decoder
 from trueline.models.files import new_model
+from trueline.serve.native.compiled import Loaded, load
 from trueline.serve.native.decoder import refused
-from trueline.serve.native.library import Loaded, load
 from trueline.tokens.tokenizer import Tokenizer, train_tokenizer
 
 VOCAB = 320

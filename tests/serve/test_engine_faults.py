@@ -17,7 +17,7 @@ from trueline.models.decoder import Decoder
 from trueline.models.files import new_model
 from trueline.records import Sampling
 from trueline.serve.engine import Engine
-from trueline.serve.native.library import load
+from trueline.serve.native.compiled import load
 from trueline.serve.request import Options
 from trueline.serve.runner import Runner
 from trueline.serve.waiting import Full
@@ -213,6 +213,6 @@ def test_numbers_that_overflow_are_refused(model: Decoder, fields: dict[str, obj
 def test_a_library_built_elsewhere_needs_no_compiler(native: bool) -> None:
     if not native or load().path is None:
         pytest.skip("torch's turn")
-    code = "from trueline.serve.native.library import load; found = load(); print(found.path or found.reason)"
+    code = "from trueline.serve.native.compiled import load; found = load(); print(found.path or found.reason)"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "CXX": "no-g++"})
     assert found.stdout.strip().endswith(".so"), found

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from trueline.models.lowbit import Code, LowBitLinear
-from trueline.serve.native import library as native
+from trueline.serve.native import compiled as native
 from trueline.serve.native.check import KINDS, Weight, check
 from trueline.serve.native.weights import weight_of
 
@@ -26,10 +26,10 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 @pytest.fixture(scope="module")
 def lib() -> ctypes.CDLL:
     loaded = native.load()
-    if loaded.library is None and (GCC is None or sys.platform != "linux"):
+    if loaded.handle is None and (GCC is None or sys.platform != "linux"):
         pytest.skip(loaded.reason)
-    assert loaded.library is not None, loaded.reason
-    return loaded.library
+    assert loaded.handle is not None, loaded.reason
+    return loaded.handle
 
 
 def product(
@@ -152,7 +152,7 @@ def test_without(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.delenv("TRUELINE_NATIVE", raising=False)
     monkeypatch.setenv("CXX", "no-such-compiler")
-    assert fresh().library is None and "no-such-compiler" in fresh().reason
+    assert fresh().handle is None and "no-such-compiler" in fresh().reason
     monkeypatch.setenv("TRUELINE_NATIVE", "0")
     assert fresh().reason == "TRUELINE_NATIVE=0"
 
@@ -180,7 +180,7 @@ def test_a_library_that_is_wrong_is_not_kept(monkeypatch: pytest.MonkeyPatch, tm
 @pytest.mark.skipif(GCC is None or sys.platform != "linux", reason="needs g++")
 def test_two_builds_at_once(tmp_path: Path) -> None:
     """Both end well, and one library is left."""
-    run = "import pathlib, sys; from trueline.serve.native.library import build; build(pathlib.Path(sys.argv[1]))"
+    run = "import pathlib, sys; from trueline.serve.native.compiled import build; build(pathlib.Path(sys.argv[1]))"
     environment, sources = os.environ | {"XDG_CACHE_HOME": str(tmp_path)}, only_products(tmp_path)
     both = [subprocess.Popen([sys.executable, "-c", run, str(sources)], env=environment) for _ in range(2)]
     assert [one.wait() for one in both] == [0, 0]

@@ -17,8 +17,8 @@ from trueline.models.files import new_model
 from trueline.models.layout import Layout
 from trueline.models.lora import LoRAConfig
 from trueline.models.lowbit import quantize_linears
+from trueline.serve.native.compiled import load
 from trueline.serve.native.decoder import Chunk, NativeDecoder, refused
-from trueline.serve.native.library import load
 
 Build = Callable[[str], Decoder]
 TORCH_ONLY = {
@@ -31,7 +31,7 @@ TORCH_ONLY = {
 def library() -> Any:
     if reason := load().reason:
         pytest.skip(f"no native library: {reason}")
-    return load().library
+    return load().handle
 
 
 def both(model: Decoder, library: Any, dtype: torch.dtype | None = None, block_size: int = 8) -> tuple[torch.Tensor, torch.Tensor]:

@@ -19,8 +19,8 @@ from trueline.models.adapters import active_adapters, set_adapter
 from trueline.models.cache import Cache
 from trueline.models.decoder import Decoder
 from trueline.models.layout import Layout
+from trueline.serve.native.compiled import load
 from trueline.serve.native.decoder import Chunk, NativeDecoder, refused
-from trueline.serve.native.library import load
 
 
 class Runner:
@@ -46,7 +46,7 @@ class Runner:
     def choose(self) -> None:
         """Decides who computes, and looks all weights up."""
         self.why_torch = "it was asked for" if not self._wanted else refused(self.model) or load().reason
-        library = load().library
+        library = load().handle
         self._natives[self._adapter] = None if self.why_torch or library is None else NativeDecoder(self.model, library)
 
     def changed(self) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from trueline.serve.native.library import load
+from trueline.serve.native.compiled import load
 
 
 def main() -> None:
@@ -10,7 +10,7 @@ def main() -> None:
     loaded = load()
     print(
         f"native: {loaded.path}"
-        if loaded.library
+        if loaded.handle
         else f"native: none, the engine runs on torch alone ({loaded.reason})"
     )
 

@@ -33,7 +33,7 @@ SECONDS = 300
 class Loaded(NamedTuple):
     """The library, or why there is none."""
 
-    library: ctypes.CDLL | None
+    handle: ctypes.CDLL | None
     path: Path | None
     reason: str
     """Empty when there is one."""
