@@ -6,7 +6,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -16,6 +16,7 @@ import tyro
 from rich.console import Console
 from rich.markup import escape
 
+from trueline.cli import voices
 from trueline.cli.batch import Answers, Ask, Response, answer, asks, identity, paths
 from trueline.cli.places import BASE, COLUMNS, DATA, MODEL, column_names, model_folder, say_read
 from trueline.cli.precision import Bits, Precision
@@ -26,7 +27,6 @@ from trueline.rows.readers import read_objects
 from trueline.run import Bar
 from trueline.serve.client import Client
 from trueline.serve.request import check_sampling
-from trueline.serve.text_stream import TextStream
 from trueline.tokens import encode_prompt, load_tokenizer
 
 if TYPE_CHECKING:
@@ -86,10 +86,11 @@ class Generate:
             raise ValueError('there is no prompt: trueline generate "Once upon a time", or pipe a text in')
         engine = engine_of(self.model, self.device, precision=self.precision)
         message = Message(role="user" if self.chat else TEXT, content=prompt)
+        voice = voices.Local(engine)
         for number in range(self.sampling.n):
             if self.sampling.n > 1:
                 print(f"--- response {number + 1} of {self.sampling.n}")
-            for piece in stream(engine, (message,), replace(self.sampling, n=1, seed=self.sampling.seed + number)):
+            for piece in voice.say((message,), replace(self.sampling, n=1, seed=self.sampling.seed + number)):
                 print(piece, end="", flush=True)
             print()
 
@@ -183,26 +184,6 @@ def weights(model: Any) -> str:
     from trueline.models.files import fingerprint
 
     return fingerprint(model)[:16]
-
-
-def stream(engine: Engine, prompt: Messages, sampling: Sampling) -> Iterator[str]:
-    """The response in pieces, none of which is taken back. Closed early, the request is cancelled."""
-    tokenizer = engine.tokenizer
-    assert tokenizer is not None
-    ids = encode_prompt(prompt, tokenizer)
-    text = TextStream(tokenizer, sampling.stop)
-    request = engine.submit(ids, sampling)
-    try:
-        while engine.busy:
-            for event in engine.step():
-                if event.request == request and event.token is not None and (piece := text.push(event.token)):
-                    yield piece
-        if piece := text.finish():
-            yield piece
-    finally:
-        engine.cancel(request)
-        while engine.busy:
-            engine.step()
 
 
 @dataclass(frozen=True, kw_only=True)
