@@ -184,6 +184,11 @@ def test_a_bounded_cache_keeps_prefixes_until_it_is_full(model: Decoder, prompts
     assert engine.statistics().blocks_total <= 10
 
 
+def test_a_cache_for_nobody_is_refused(model: Decoder) -> None:
+    with pytest.raises(ValueError, match="cache_tokens is 5: a cache of fewer than 32 tokens holds no request"):
+        Engine(model, cache_tokens=5)
+
+
 def test_a_full_queue_within_sample(model: Decoder, prompts: Prompts) -> None:
     engine = Engine(model, max_waiting=2)
     with pytest.raises(Full):

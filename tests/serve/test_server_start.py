@@ -54,6 +54,8 @@ def test_what_else_is_refused(folder: Path, capsys: pytest.CaptureFixture[str]) 
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         assert f"port {port} of 127.0.0.1 is in use: choose another --port" in refused(capsys, str(folder), "--port", port)
+    assert "--port is 99999: ports go from 1 to 65535" in refused(capsys, str(folder), "--port", "99999")
+    assert "cache_tokens is 5" in refused(capsys, str(folder), "--port", "0", "--cache_tokens", "5")
     assert "write NAME=DIR" in refused(capsys, str(folder), "--adapter", "law")
     assert "names law twice" in refused(capsys, str(folder), "--adapter", "law=a", "law=b")
     assert "max_body_bytes is 0: it must be above 0" in refused(capsys, str(folder), "--max_body_bytes", "0")

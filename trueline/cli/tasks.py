@@ -63,7 +63,7 @@ def run_tasks(asked: Tasks, model: str, *, limit: int, out: Path | None, device:
 
     console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 120)
     errors = Console(file=sys.stderr, highlight=False, soft_wrap=True)
-    tasks = manager(asked.tasks, asked.include_path)  # a wrong name is said before the model loads
+    tasks = manager(asked.tasks, asked.include_path, errors.print)  # a wrong name is said before the model loads
     found_model = harness_model(model, device, errors, asked.precision)
     shots = None if asked.num_fewshot < 0 else asked.num_fewshot
     with quiet():

@@ -89,6 +89,8 @@ class Engine:
             raise ValueError(
                 f"max_batch, max_tokens_per_step and block_size must be at least 1, got {max_batch}, {max_tokens_per_step} and {block_size}"
             )
+        if cache_tokens is not None and cache_tokens < 2 * block_size:
+            raise ValueError(f"cache_tokens is {cache_tokens}: a cache of fewer than {2 * block_size} tokens holds no request; raise it")
         if tokenizer is not None:
             model.config.refuse_tokenizer(tokenizer.vocab_size)
         self.model, self.tokenizer, self.version = model, tokenizer, version or model.source

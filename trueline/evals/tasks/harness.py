@@ -11,7 +11,7 @@ from __future__ import annotations
 import difflib
 import math
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -59,8 +59,8 @@ class Found:
     """Task -> documents with their prompts, answers and scores."""
 
 
-def manager(names: Sequence[str], include: Sequence[Path]) -> TaskManager:
-    """The task files that hold these names (also *, ? and tags); a name that is nowhere is refused."""
+def manager(names: Sequence[str], include: Sequence[Path], say: Callable[[str], object] = lambda text: None) -> TaskManager:
+    """The task files that hold these names (also *, ? and tags); a name that is nowhere is refused. `say` is told of a long wait."""
     from lm_eval.tasks import TaskManager
 
     for path in include:
@@ -70,7 +70,10 @@ def manager(names: Sequence[str], include: Sequence[Path]) -> TaskManager:
     found = TaskManager(include_path=paths, include_defaults=False)
     if all(found.match_tasks([name]) for name in names):
         return found
-    wider = found if any(name.startswith(OURS) for name in names) else TaskManager(include_path=paths)
+    wider = found
+    if not any(name.startswith(OURS) for name in names):
+        say("reading the 14,000 task files of lm-evaluation-harness, which takes about 10 s")
+        wider = TaskManager(include_path=paths)
     for name in names:
         if not wider.match_tasks([name]):
             near = difflib.get_close_matches(name, wider.all_tasks, 1)

@@ -54,6 +54,8 @@ class Server(uvicorn.Server):
 
 def bind(host: str, port: int) -> socket.socket:
     """A socket that has the address but does not listen yet; port 0 takes a free one."""
+    if not 0 <= port < 65536:  # the system would take what is left after dividing
+        raise ValueError(f"--port is {port}: ports go from 1 to 65535, and 0 takes a free one")
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     except (socket.gaierror, OverflowError) as error:
